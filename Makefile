@@ -1,0 +1,70 @@
+# make demo | demo-down | test | lint | unit | molecule SCENARIO=default | lock | clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+SCENARIO ?= default
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_HOME := $(CURDIR)/.ansible
+
+.PHONY: help
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: needs
+needs:
+	@testbed/install_needs.sh
+
+$(VENV)/.installed: requirements.lock
+	@testbed/install_needs.sh
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip --quiet --disable-pip-version-check install --require-hashes --requirement requirements.lock
+	touch $@
+
+.PHONY: demo
+demo: needs $(VENV)/.installed ## a throw-away host served by llama.cpp, at the end an answer from the model
+	$(BIN)/python -m testbed.demo up
+
+.PHONY: demo-down
+demo-down: $(VENV)/.installed ## remove the demo's host
+	$(BIN)/python -m testbed.demo down
+
+.PHONY: test
+test: lint unit molecule-all demo-test ## everything that CI runs
+
+.PHONY: lint
+lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint --offline --strict
+	$(BIN)/ansible-galaxy collection build --force --output-path dist collections/ansible_collections/kloros/llm
+
+.PHONY: unit
+unit: needs $(VENV)/.installed ## the core, the modules, the filters, the stand-ins
+	$(BIN)/python -m pytest tests/unit
+
+.PHONY: molecule
+molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default
+	$(BIN)/python -m testbed.molecule $(SCENARIO)
+
+.PHONY: molecule-all
+molecule-all: needs $(VENV)/.installed
+	$(BIN)/python -m testbed.molecule --all
+
+.PHONY: demo-test
+demo-test: needs $(VENV)/.installed ## the demo as a new user runs it, twice
+	$(BIN)/python -m pytest tests/demo
+
+.PHONY: lock
+lock: ## write requirements.lock anew from pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--group dev --output-file requirements.lock
+
+.PHONY: clean
+clean: ## remove what was made here (the caches outside stay)
+	rm -rf $(VENV) .ansible .testbed dist

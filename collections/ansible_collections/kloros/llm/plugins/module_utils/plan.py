@@ -1,0 +1,323 @@
+"""The plan: what is wanted, measured against what is there, settled before the first change.
+
+Every role after preflight only carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from . import release
+from .findings import Finding, error, warning
+from .llama_options import PlannedInstance, instance_environment
+from .systemd import UNIT_DIR, UNIT_PREFIX
+from .wishes import check_instances, check_models, model_names
+
+SCHEMA: Final = 1
+CONFIG_DIR: Final = "/etc/kloros-llm"
+
+
+# Known to work: Debian 12 and 13 and Ubuntu 24.04 have the systemd, CMake and compiler needed.
+SUPPORTED_SYSTEMS: Final = {"debian": ("12", "13"), "ubuntu": ("24.04", "26.04")}
+SUPPORTED_ARCHITECTURES: Final = ("x86_64", "aarch64")
+OLDEST_PYTHON: Final = (3, 11)
+OLDEST_SYSTEMD: Final = 252  # Debian 12's
+
+BUILD_PACKAGES: Final = ("ccache", "cmake", "g++", "gcc", "libc6-dev", "make", "ninja-build")
+RUN_PACKAGES: Final = ("libgomp1",)
+
+_BUILD_DISK_MIB: Final = {"cpu": 2048, "cuda": 12288}
+_RELEASE_DISK_MIB: Final = {"cpu": 256, "cuda": 3072}
+_OPEN_ADDRESSES: Final = ("127.0.0.1", "::1", "localhost")
+
+
+def unit_name(instance: str) -> str:
+    """The systemd unit of an instance."""
+    return f"{UNIT_PREFIX}{instance}.service"
+
+
+def instance_files(unit: str) -> list[str]:
+    """Everything on the host that belongs to the instance of a unit alone.
+
+    The unit comes last: as long as it is there, a run that was cut short is taken up again.
+    """
+    service = unit.removesuffix(".service")
+    name = service.removeprefix(UNIT_PREFIX)
+    return [
+        f"{CONFIG_DIR}/instances/{name}.env",
+        f"{CONFIG_DIR}/credentials/{name}.key",
+        f"/var/lib/{service}",
+        f"{UNIT_DIR}/{unit}",
+    ]
+
+
+def packages(llama_cpp: Mapping[str, Any]) -> list[str]:
+    """The distribution's packages that a host needs for its source of llama.cpp."""
+    if llama_cpp["source"] == "package":
+        return list(RUN_PACKAGES)
+    git = ["git", "ca-certificates"] if llama_cpp["source"] == "git" else []
+    return sorted([*BUILD_PACKAGES, *RUN_PACKAGES, *git])
+
+
+def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the wishes against the host.
+
+    `wishes` has `user` (a name), `any_system` (bool), `llama_cpp`, `gguf_models` and `llama_instances` (each a mapping
+    of that role's settings); `host` is what module `host_info` returned. Returns `plan` (plain
+    data, without secrets) and `findings`; a plan with errors among its findings must not be
+    carried out.
+    """
+    models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
+    models, model_findings = check_models(models_wish["models"])
+    raw_models = models_wish["models"]
+    names = list(raw_models) if isinstance(raw_models, Mapping) else []
+    instances, instance_findings = check_instances(instances_wish["instances"], names)
+    # An instance of a model that is itself at fault cannot be planned; the model's own finding says why.
+    usable = {
+        name: wish for name, wish in instances.items() if set(_models_of(wish)) <= models.keys()
+    }
+    planned = [_instance(name, wish, models, wishes) for name, wish in usable.items()]
+    llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host["machine"])
+    findings = [
+        *model_findings,
+        *instance_findings,
+        *llama_cpp_findings,
+        *_machine_findings(host["machine"], wishes["any_system"]),
+        *_user_findings(wishes["user"], host["users"]),
+        *_port_findings(planned, host["listeners"]),
+        *_disk_findings(wishes, host["disks"], llama_cpp),
+    ]
+    retired = sorted(set(host["units"]) - {instance["unit"] for instance in planned})
+    plan = {
+        "schema": SCHEMA,
+        "user": wishes["user"],
+        "machine": host["machine"],
+        "llama_cpp": llama_cpp,
+        "models_dir": models_wish["dir"],
+        "models": [
+            {"name": name, "path": f"{models_wish['dir']}/{model['file']}", **model}
+            for name, model in models.items()
+        ],
+        "instances": planned,
+        # What this run alone has to do; the plan on the host leaves it out.
+        "changes": {
+            "account": host["users"][wishes["user"]] is None,
+            "packages": host["packages_missing"],
+            "units_to_retire": retired,
+            "files_to_remove": [path for unit in retired for path in instance_files(unit)],
+            "units_to_move": _units_to_move(planned, host["listeners"]),
+        },
+    }
+    return {"plan": plan, "findings": findings}
+
+
+def _models_of(wish: Mapping[str, Any]) -> list[str]:
+    """The names of all models that an instance loads, its own first."""
+    return [model for _, model in model_names(wish)]
+
+
+def _context_tokens(context: Any) -> int:
+    """Tokens a slot: what is wanted; fitting it to memory is the memory planner's matter."""
+    return int(context["want"] if isinstance(context, Mapping) else context)
+
+
+def _instance(
+    name: str,
+    wish: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+    wishes: Mapping[str, Any],
+) -> dict[str, Any]:
+    settings = wishes["llama_instances"]
+    folder = wishes["gguf_models"]["dir"]
+
+    def path(model: str) -> str:
+        return f"{folder}/{models[model]['file']}"
+
+    def own_or(key: str) -> Any:
+        return settings[key] if wish[key] is None else wish[key]
+
+    model = wish["model"]
+    instance: PlannedInstance = {
+        "name": name,
+        "model_path": path(model),
+        "aliases": [model, *models[model]["aliases"]],
+        "host": own_or("host"),
+        "port": wish["port"],
+        "gpus": list(wish["gpus"]),
+        "context_tokens": _context_tokens(own_or("context")),
+        "slots": own_or("parallel"),
+        "kv_cache": wish["kv_cache"][0],
+        "gpu_layers": str(wish["gpu_layers"]),
+        "draft_model_path": path(wish["draft_model"]) if wish["draft_model"] else None,
+        "lora": [
+            {"path": path(item), "scale": 1.0}
+            if isinstance(item, str)
+            else {"path": path(item["model"]), "scale": float(item.get("scale", 1.0))}
+            for item in wish["lora"]
+        ],
+        "embeddings": wish["embeddings"],
+        "rerank": wish["rerank"],
+        "metrics": wish["metrics"],
+        "api_key": wish["api_key"] is not None,
+        "threads": wish["threads"],
+        "extra": dict(wish["extra"]),
+    }
+    # A server on every address answers on loopback too.
+    near = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(instance["host"], instance["host"])  # noqa: S104
+    return {
+        **instance,
+        "unit": unit_name(name),
+        "model": model,
+        "modes": list(wish["modes"]),
+        "model_files": [path(name) for name in _models_of(wish)],
+        "url": f"http://{near}:{instance['port']}",
+        "environment": instance_environment(instance),
+    }
+
+
+def _llama_cpp(
+    wish: Mapping[str, Any], machine: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Finding]]:
+    found: list[Finding] = []
+    source = wish["source"]
+    identities = {
+        "git": {"url": wish["git_url"], "version": wish["version"]},
+        "archive": {"sha256": wish["archive_sha256"], "subdir": wish["archive_subdir"]},
+        "package": {"sha256": wish["package_sha256"]},
+    }
+    if source == "archive":
+        needed = ("archive", "archive_sha256")
+    elif source == "package":
+        needed = ("package", "package_sha256")
+    else:
+        needed = ()
+    found.extend(
+        error(
+            f"llama_cpp_{key}",
+            "it is empty",
+            f"a value, since llama_cpp_source is {source}",
+            "set it in the inventory",
+        )
+        for key in needed
+        if not wish[key]
+    )
+    if wish["backend"] == "cuda" and source != "package" and not wish["cuda_architectures"]:
+        found.append(
+            error(
+                "llama_cpp_cuda_architectures",
+                "it is empty",
+                "the compute capabilities to build for, e.g. 61-real;86-real",
+                "set it in the inventory",
+            )
+        )
+    jobs = wish["jobs"] or release.jobs(
+        machine["cpus"], machine["memory_mib"], wish["memory_per_job_mib"]
+    )
+    planned = {**wish, "jobs": jobs, "source_identity": identities[source]}
+    return planned, found
+
+
+def _machine_findings(machine: Mapping[str, Any], any_system: bool) -> list[Finding]:
+    found: list[Finding] = []
+    system = machine["os"]
+    if system["version"] not in SUPPORTED_SYSTEMS.get(system["id"], ()):
+        known = "; ".join(f"{name} {', '.join(v)}" for name, v in SUPPORTED_SYSTEMS.items())
+        cure = "use a supported release, or preflight_any_system: true at your own risk"
+        say = warning if any_system else error
+        found.append(say("operating system", system["name"], known, cure))
+    if machine["architecture"] not in SUPPORTED_ARCHITECTURES:
+        known = ", ".join(SUPPORTED_ARCHITECTURES)
+        found.append(error("architecture", machine["architecture"], known, "use another host"))
+    python = tuple(int(part) for part in machine["python"].split(".")[:2])
+    if python < OLDEST_PYTHON:
+        oldest = ".".join(str(part) for part in OLDEST_PYTHON)
+        cure = "set ansible_python_interpreter to a newer one"
+        found.append(error("python", machine["python"], f"{oldest} or newer", cure))
+    if machine["systemd"] is None or machine["systemd"] < OLDEST_SYSTEMD:
+        shown = "it is not the init system" if machine["systemd"] is None else str(machine["systemd"])
+        cure = "use a host that systemd has booted"
+        found.append(error("systemd", shown, f"{OLDEST_SYSTEMD} or newer", cure))
+    return found
+
+
+def _user_findings(name: str, users: Mapping[str, Any]) -> list[Finding]:
+    account = users[name]
+    if name == "root" or (account is not None and account["uid"] == 0):
+        shown = "root would run the servers"
+        return [error("kloros_llm_user", shown, "an unprivileged user", "name another user")]
+    return []
+
+
+def _holder(listener: Mapping[str, Any]) -> str:
+    if listener["pid"] is None:
+        return f"a process that is not visible ({listener['address']})"
+    unit = f" of {listener['unit']}" if listener["unit"] else ""
+    return f"{listener['process']} (pid {listener['pid']}{unit}, {listener['address']})"
+
+
+def _port_findings(
+    instances: list[dict[str, Any]], listening: list[Mapping[str, Any]]
+) -> list[Finding]:
+    found: list[Finding] = []
+    for instance in instances:
+        key = f"llama_instances.{instance['name']}"
+        # Units of our own that hold a port give it up before another takes it (units_to_move).
+        foreign = [
+            listener
+            for listener in listening
+            if listener["port"] == instance["port"]
+            and not (listener["unit"] or "").startswith(UNIT_PREFIX)
+        ]
+        if foreign:
+            holders = ", ".join(sorted({_holder(listener) for listener in foreign}))
+            shown = f"port {instance['port']} is held by {holders}"
+            cure = "give the instance another port, or stop the holder"
+            found.append(error(f"{key}.port", shown, "a free port", cure))
+        if instance["host"] not in _OPEN_ADDRESSES and not instance["api_key"]:
+            shown = f"{instance['host']} is open to the network without a key"
+            cure = "set api_key, or listen on 127.0.0.1, or see that a firewall stands before it"
+            found.append(warning(f"{key}.host", shown, "an api_key or loopback", cure))
+    return found
+
+
+def _disk_findings(
+    wishes: Mapping[str, Any], disks: Mapping[str, Mapping[str, Any]], llama_cpp: Mapping[str, Any]
+) -> list[Finding]:
+    """Room for the build and the release; a model's own size is checked when it is fetched."""
+    backend = llama_cpp["backend"]
+    wanted = {llama_cpp["dir"]: _RELEASE_DISK_MIB[backend]}
+    if llama_cpp["source"] != "package":
+        cache = llama_cpp["cache_dir"]
+        wanted[cache] = wanted.get(cache, 0) + _BUILD_DISK_MIB[backend]
+    per_mount: dict[str, int] = {}
+    for path, mib in wanted.items():
+        per_mount[disks[path]["mount"]] = per_mount.get(disks[path]["mount"], 0) + mib
+    free = {disk["mount"]: disk["free_mib"] for disk in disks.values()}
+    # Where a release is installed already, this run may well have nothing to build.
+    say = warning if disks[f"{llama_cpp['dir']}/current"]["exists"] else error
+    return [
+        say(
+            f"disk {mount}",
+            f"{free[mount]} MiB free",
+            f"{mib} MiB for building and installing llama.cpp ({backend})",
+            "free some space, or point llama_cpp_dir and llama_cpp_cache_dir elsewhere",
+        )
+        for mount, mib in per_mount.items()
+        if free[mount] < mib
+    ]
+
+
+def _units_to_move(
+    instances: list[dict[str, Any]], listening: list[Mapping[str, Any]]
+) -> list[str]:
+    """Units of ours that hold a port which another instance is to have: they stop first."""
+    owner = {instance["port"]: instance["unit"] for instance in instances}
+    return sorted(
+        {
+            listener["unit"]
+            for listener in listening
+            if (listener["unit"] or "").startswith(UNIT_PREFIX)
+            and owner.get(listener["port"], listener["unit"]) != listener["unit"]
+        }
+    )

@@ -1,0 +1,62 @@
+"""The plan in words, for the one who runs the play."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns; the first row is the heading."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def _place(gpus: Sequence[Any]) -> str:
+    return "CPU" if not gpus else f"GPU {', '.join(str(gpu) for gpu in gpus)}"
+
+
+def table(plan: Mapping[str, Any]) -> list[str]:
+    """The whole plan: llama.cpp, models and instances."""
+    machine, llama_cpp = plan["machine"], plan["llama_cpp"]
+    lines = [
+        f"host       {machine['os']['name']}, {machine['architecture']}, {machine['cpus']} CPUs, "
+        f"{machine['memory_mib']} MiB, systemd {machine['systemd']}",
+        f"llama.cpp  {llama_cpp['version']} ({llama_cpp['backend']}) from {llama_cpp['source']}, "
+        f"{llama_cpp['jobs']} compilers at once",
+    ]
+    if plan["models"]:
+        models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
+        lines += ["", *columns([["model", "file", "source"], *models])]
+    if plan["instances"]:
+        instances = [
+            [
+                instance["name"],
+                instance["model"],
+                _place(instance["gpus"]),
+                f"{instance['host']}:{instance['port']}",
+                str(instance["slots"]),
+                str(instance["context_tokens"]),
+                instance["kv_cache"],
+            ]
+            for instance in plan["instances"]
+        ]
+        heading = ["instance", "model", "on", "address", "slots", "context a slot", "KV cache"]
+        lines += ["", *columns([heading, *instances])]
+    retired = plan.get("changes", {}).get("units_to_retire", [])
+    if retired:
+        lines += ["", f"to be removed: {', '.join(retired)}"]
+    return lines
+
+
+def endpoints(plan: Mapping[str, Any]) -> list[str]:
+    """Where each instance answers, as seen from the host."""
+    rows = [
+        [instance["name"], f"{instance['url']}/v1/chat/completions", instance["unit"]]
+        for instance in plan["instances"]
+    ]
+    return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]

@@ -1,0 +1,113 @@
+"""A release of llama.cpp: the flags it is built with and the name that tells it from all others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+TARGETS: Final = ("llama-server", "llama-bench", "llama-fit-params")
+
+# No UI download, no tests; every library is found beside the binaries, so that a release can be
+# moved, packed and installed elsewhere.
+_BASE_FLAGS: Final[Mapping[str, str]] = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+    "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+_PORTABLE_FLAGS: Final[Mapping[str, str]] = {
+    "GGML_NATIVE": "OFF",
+    "GGML_BACKEND_DL": "ON",
+    "GGML_CPU_ALL_VARIANTS": "ON",
+}
+_RELEASE_TAG: Final = re.compile(r"v\d+\.\d+\.\d+\Z")
+_NIGHTLY_TAG: Final = re.compile(r"b(\d+)\Z")
+
+
+class Release(TypedDict):
+    """What is built: `name` is the folder, `flags` the CMake cache entries, `identity` what they,
+    the source and the toolchain are."""
+
+    name: str
+    version: str
+    backend: str
+    flags: dict[str, str]
+    identity: dict[str, Any]
+
+
+def cmake_flags(wish: Mapping[str, Any]) -> dict[str, str]:
+    """CMake cache entries of a build, name to value.
+
+    `wish` is the plan's `llama_cpp` part: version, backend (`cpu` or `cuda`),
+    cuda_architectures, cuda_compiler, portable, cmake_flags (the user's own, which win).
+    """
+    flags = dict(_BASE_FLAGS)
+    flags |= _PORTABLE_FLAGS if wish["portable"] else {"GGML_NATIVE": "ON"}
+    if wish["backend"] == "cuda":
+        flags["GGML_CUDA"] = "ON"
+        flags["CMAKE_CUDA_ARCHITECTURES"] = wish["cuda_architectures"]
+        if wish["cuda_compiler"]:
+            flags["CMAKE_CUDA_COMPILER"] = wish["cuda_compiler"]
+    # A source without git history would report version 0 of an unknown commit.
+    version = wish["version"]
+    nightly = _NIGHTLY_TAG.match(version)
+    flags["LLAMA_BUILD_NUMBER"] = nightly.group(1) if nightly else "0"
+    flags["LLAMA_BUILD_COMMIT"] = version
+    if _RELEASE_TAG.match(version):
+        flags["LLAMA_BUILD_IS_DEV"] = "OFF"
+    return flags | {name: str(value) for name, value in wish["cmake_flags"].items()}
+
+
+def definitions(flags: Mapping[str, str]) -> list[str]:
+    """CMake cache entries as arguments, `-DNAME=value`, in a stable order."""
+    return [f"-D{name}={value}" for name, value in sorted(flags.items())]
+
+
+def toolchain(wish: Mapping[str, Any]) -> list[str]:
+    """The programs whose versions decide what a build of the plan's `llama_cpp` part gives."""
+    nvcc = [wish["cuda_compiler"] or "nvcc"] if wish["backend"] == "cuda" else []
+    return ["c++", "cmake", *nvcc]
+
+
+def describe(
+    wish: Mapping[str, Any], versions: Mapping[str, str | None], cpu_digest: str
+) -> Release:
+    """The release that a wish and a host's toolchain make.
+
+    `versions` maps program names to what they print for `--version`; `cpu_digest` stands for
+    the CPU's feature flags, which a build that is not portable depends on.
+    """
+    flags = cmake_flags(wish)
+    identity = {
+        "source": wish["source_identity"],
+        "flags": flags,
+        "targets": list(TARGETS),
+        "toolchain": dict(versions),
+        "cpu": None if wish["portable"] else cpu_digest,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return {
+        "name": f"{wish['version']}-{wish['backend']}-{digest}",
+        "version": wish["version"],
+        "backend": wish["backend"],
+        "flags": flags,
+        "identity": identity,
+    }
+
+
+def jobs(cpus: int, memory_mib: int, memory_per_job_mib: int) -> int:
+    """How many compilers may run at once: one a CPU, as far as memory reaches, at least one."""
+    return max(1, min(cpus, memory_mib // memory_per_job_mib))
+
+
+def outdated(releases: list[str], keep: list[str], keep_others: int) -> list[str]:
+    """The releases to remove: `releases` (newest first) without `keep` and the next few."""
+    others = [name for name in releases if name not in keep]
+    return others[keep_others:]

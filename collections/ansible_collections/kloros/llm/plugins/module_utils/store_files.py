@@ -1,0 +1,100 @@
+"""File operations that the model store needs: durable, atomic, sharing blocks where possible."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHUNK_BYTES = 1 << 20
+# linux/fs.h: _IOW(0x94, 9, int)
+_FICLONE = 0x40049409
+
+
+def stat_or_none(path: Path) -> os.stat_result | None:
+    """The status of `path`, None where nothing is there."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file that belongs to `path` and is named after it."""
+    return path.with_name(path.name + suffix)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None where there is none that can be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace `path`, durably and at once."""
+    fresh = beside(path, ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_into(digest: hashlib._Hash, file: BinaryIO, on_progress: Callable[[int], None]) -> int:
+    """Feed the rest of `file` to `digest`; the number of bytes, also told on the way."""
+    done = 0
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+        done += len(chunk)
+        on_progress(done)
+    return done
+
+
+def copy_hashing(source: BinaryIO, target: BinaryIO, on_progress: Callable[[int], None]) -> str:
+    """Copy all of `source`; its sha256."""
+    digest = hashlib.sha256()
+    done = 0
+    while chunk := source.read(CHUNK_BYTES):
+        target.write(chunk)
+        digest.update(chunk)
+        done += len(chunk)
+        on_progress(done)
+    return digest.hexdigest()
+
+
+def try_hard_link(origin: Path, target: Path) -> bool:
+    """Share the inode; False where the file system or its rules forbid it."""
+    try:
+        target.hardlink_to(origin)
+    except OSError:
+        return False
+    return True
+
+
+def try_reflink(origin: Path, target: Path) -> bool:
+    """Share the blocks, copy on write (btrfs, xfs); leaves nothing behind where it fails."""
+    try:
+        with origin.open("rb") as source, target.open("wb") as clone:
+            fcntl.ioctl(clone.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True

@@ -1,0 +1,312 @@
+"""The inventory's wishes: which keys they may have, and what is wrong with those that they have.
+
+The tables below are the one description of a model's and an instance's keys: they check the
+inventory, fill in defaults, and are what the README's example shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .findings import Finding, error
+from .llama_options import extra_findings
+from .model_source import SourceError, default_file, parse_source
+
+KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*\Z")
+_INSTANCE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}\Z")
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.gguf\Z")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
+_GPU_UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+\Z")
+_HOST: Final = re.compile(r"[0-9A-Za-z.:-]+\Z")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a wish: what it accepts in words, the test for it, and its default."""
+
+    accepts: str
+    test: Callable[[Any], bool]
+    default: Any = None
+    required: bool = False
+
+
+def _is_integer(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and pattern.match(value) is not None
+
+
+def _is_list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(test(item) for item in value)
+        )
+
+    return check
+
+
+def _is_gpu(value: Any) -> bool:
+    return _is_integer(value, 0, 63) or _matches(_GPU_UUID)(value)
+
+
+def _is_context(value: Any) -> bool:
+    if _is_integer(value, 256, 2**24):
+        return True
+    return (
+        isinstance(value, Mapping)
+        and {"want"} <= set(value) <= {"want", "min"}
+        and all(_is_integer(tokens, 256, 2**24) for tokens in value.values())
+        and value.get("min", value["want"]) <= value["want"]
+    )
+
+
+def _is_lora(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return (
+        isinstance(value, Mapping)
+        and {"model"} <= set(value) <= {"model", "scale"}
+        and isinstance(value["model"], str)
+        and isinstance(value.get("scale", 1.0), int | float)
+        and not isinstance(value.get("scale", 1.0), bool)
+    )
+
+
+MODEL_KEYS: Final[Mapping[str, Key]] = {
+    "source": Key(
+        "hf://owner/repository/file.gguf[@revision], https://… or file:/absolute/path",
+        _is_text,
+        required=True,
+    ),
+    "sha256": Key("64 lower-case hexadecimal digits", _matches(_SHA256)),
+    "aliases": Key("a list of further names that clients use", _is_list_of(_matches(_MODEL_NAME)), []),
+    "file": Key("a file name ending in .gguf, without a folder", _matches(_FILE_NAME)),
+}
+
+INSTANCE_KEYS: Final[Mapping[str, Key]] = {
+    "model": Key("the name of an entry of gguf_models", _is_text, required=True),
+    "port": Key("an integer from 1 to 65535", lambda v: _is_integer(v, 1, 65535), required=True),
+    "gpus": Key("a list of GPU indices or UUIDs; [] is the CPU", _is_list_of(_is_gpu), []),
+    "host": Key("an address to listen on", _matches(_HOST)),
+    "context": Key(
+        "tokens a slot: an integer from 256, or {want: N, min: M} with M not above N", _is_context
+    ),
+    "parallel": Key("the number of slots, an integer from 1 to 256", lambda v: _is_integer(v, 1, 256)),
+    "kv_cache": Key(
+        f"a list of KV cache types, best first, out of: {', '.join(KV_CACHE_TYPES)}",
+        lambda v: bool(v) and _is_list_of(lambda item: item in KV_CACHE_TYPES)(v),
+        ["f16"],
+    ),
+    "modes": Key("a list of the modes that the instance serves", _is_list_of(_is_text), []),
+    "gpu_layers": Key(
+        "all, auto, or the number of layers on the GPU",
+        lambda v: v in ("all", "auto") or _is_integer(v, 0, 1000),
+        "all",
+    ),
+    "threads": Key("the number of CPU threads, an integer from 1", lambda v: _is_integer(v, 1, 1024)),
+    "draft_model": Key("the name of an entry of gguf_models", _is_text),
+    "lora": Key(
+        "a list of entries of gguf_models, each a name or {model: name, scale: number}",
+        _is_list_of(_is_lora),
+        [],
+    ),
+    "embeddings": Key("true or false", _is_boolean, False),
+    "rerank": Key("true or false", _is_boolean, False),
+    "metrics": Key("true or false", _is_boolean, True),
+    "api_key": Key("a secret of at least 16 printable characters, best from a vault", _is_text),
+    "extra": Key(
+        "a mapping of llama-server's long option names to values", lambda v: isinstance(v, Mapping), {}
+    ),
+}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _key_findings(path: str, wish: Mapping[str, Any], keys: Mapping[str, Key]) -> list[Finding]:
+    found: list[Finding] = []
+    for name, value in wish.items():
+        key = keys.get(name)
+        if key is None:
+            near = difflib.get_close_matches(str(name), keys, n=1)
+            found.append(
+                error(
+                    f"{path}.{name}",
+                    "there is no such key",
+                    f"one of: {', '.join(keys)}",
+                    f"write {near[0]!r} if that was meant" if near else "remove or rename it",
+                )
+            )
+        elif value is not None and not key.test(value):
+            shown = "a value of another form" if name == "api_key" else _shown(value)
+            found.append(error(f"{path}.{name}", shown, key.accepts, "correct the value"))
+    found.extend(
+        error(f"{path}.{name}", "the key is missing", key.accepts, "add it")
+        for name, key in keys.items()
+        if key.required and wish.get(name) is None
+    )
+    return found
+
+
+def _with_defaults(wish: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    return {
+        name: key.default if wish.get(name) is None else wish[name] for name, key in keys.items()
+    }
+
+
+def _repeated(pairs: Iterable[tuple[Any, str]], what: str, cure: str) -> list[Finding]:
+    """A finding for every value that a later place takes again; pairs are (value, place)."""
+    first: dict[Any, str] = {}
+    found = []
+    for value, place in pairs:
+        if value in first:
+            found.append(
+                error(place, f"{value!r} is taken by {first[value]}", f"{what} of its own", cure)
+            )
+        else:
+            first[value] = place
+    return found
+
+
+def check_models(raw: Any) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """Check `gguf_models`.
+
+    Returns the models with defaults filled in and the file name settled, by name, and what is
+    wrong; a model with findings of its own is left out.
+    """
+    if not isinstance(raw, Mapping):
+        form = "a mapping of model names to {source: …}"
+        return {}, [error("gguf_models", _shown(raw), form, "correct the inventory")]
+    models: dict[str, dict[str, Any]] = {}
+    found: list[Finding] = []
+    for name, wish in raw.items():
+        path = f"gguf_models.{name}"
+        if not _matches(_MODEL_NAME)(name):
+            form = "letters, digits and _ . : / - (first a letter, digit or _)"
+            found.append(error(path, f"the name {name!r}", form, "rename the model"))
+            continue
+        if not isinstance(wish, Mapping):
+            found.append(error(path, _shown(wish), "a mapping with a source", "write {source: …}"))
+            continue
+        own = _key_findings(path, wish, MODEL_KEYS)
+        model = _with_defaults(wish, MODEL_KEYS)
+        if not own:
+            try:
+                source = parse_source(model["source"])
+            except SourceError as problem:
+                form = MODEL_KEYS["source"].accepts
+                own.append(error(f"{path}.source", str(problem), form, "correct the source"))
+            else:
+                model["file"] = model["file"] or default_file(source)
+                if not _matches(_FILE_NAME)(model["file"]):
+                    form = MODEL_KEYS["file"].accepts
+                    shown = f"the source ends in {model['file']!r}"
+                    own.append(error(f"{path}.file", shown, form, "give the key file"))
+        found.extend(own)
+        if not own:
+            models[name] = model
+    found += _repeated(
+        [(model["file"], f"gguf_models.{name}.file") for name, model in models.items()],
+        "a file",
+        "give one of the two another name with the key file",
+    )
+    names = [(name, f"gguf_models.{name}") for name in models]
+    aliases = [
+        (alias, f"gguf_models.{name}.aliases")
+        for name, model in models.items()
+        for alias in model["aliases"]
+    ]
+    found += _repeated(names + aliases, "a name", "drop the name in one of the two places")
+    return models, found
+
+
+def model_names(wish: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every (key, model name) by which an instance asks for a model."""
+    asked = [("model", wish["model"])]
+    if wish["draft_model"]:
+        asked.append(("draft_model", wish["draft_model"]))
+    for item in wish["lora"]:
+        asked.append(("lora", item if isinstance(item, str) else item["model"]))
+    return asked
+
+
+def check_instances(
+    raw: Any, model_names: Iterable[str]
+) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """Check `llama_instances` against the names of `gguf_models`.
+
+    Returns the instances with defaults filled in, by name, and what is wrong; an instance with
+    findings of its own is left out.
+    """
+    if not isinstance(raw, Mapping):
+        form = "a mapping of instance names to {model: …, port: …}"
+        return {}, [error("llama_instances", _shown(raw), form, "correct the inventory")]
+    known = list(model_names)
+    instances: dict[str, dict[str, Any]] = {}
+    found: list[Finding] = []
+    for name, wish in raw.items():
+        path = f"llama_instances.{name}"
+        if not _matches(_INSTANCE_NAME)(name):
+            form = "lower-case letters, digits, _ and - (at most 41): it names a systemd unit"
+            found.append(error(path, f"the name {name!r}", form, "rename the instance"))
+            continue
+        if not isinstance(wish, Mapping):
+            form = "a mapping with model and port"
+            found.append(error(path, _shown(wish), form, "write {model: …, port: …}"))
+            continue
+        own = _key_findings(path, wish, INSTANCE_KEYS)
+        instance = _with_defaults(wish, INSTANCE_KEYS)
+        if not own:
+            own += _instance_findings(path, instance, known)
+        found.extend(own)
+        if not own:
+            instances[name] = instance
+    found += _repeated(
+        [(wish["port"], f"llama_instances.{name}.port") for name, wish in instances.items()],
+        "a port",
+        "give one of the two another port",
+    )
+    return instances, found
+
+
+def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> list[Finding]:
+    found: list[Finding] = []
+    for key, model in model_names(wish):
+        if model not in known:
+            near = difflib.get_close_matches(model, known, n=1)
+            found.append(
+                error(
+                    f"{path}.{key}",
+                    f"there is no model {model!r}",
+                    f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
+                    f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
+                )
+            )
+    if wish["embeddings"] and wish["rerank"]:
+        one = "one instance for each"
+        found.append(error(f"{path}.rerank", "embeddings is on too", one, "turn one of the two off"))
+    if wish["api_key"] and len(wish["api_key"]) < 16:
+        form = INSTANCE_KEYS["api_key"].accepts
+        found.append(error(f"{path}.api_key", "a shorter one", form, "use a longer secret"))
+    found += extra_findings(f"{path}.extra", wish["extra"])
+    return found

@@ -1,0 +1,226 @@
+#!/usr/bin/python
+# Copyright: the kloros-llm contributors
+# MIT License (see LICENSE)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_instance
+short_description: Have a llama-server instance run with exactly the planned configuration
+version_added: 0.1.0
+description:
+  - Starts or restarts a systemd unit only if it does not run, or runs with another configuration
+    than the planned one. The running process itself is asked, so a run that was cut short between
+    writing files and restarting is made good by the next one.
+  - Proves afterwards that this very process listens on the port, is healthy, and has the slots
+    and the context that were planned.
+  - A server that does not come up fails the task with its own last words.
+options:
+  unit:
+    description: Name of the systemd unit. Its file must be in place already, except in check mode.
+    type: str
+    required: true
+  url:
+    description: Base URL under which the instance answers on its host.
+    type: str
+    required: true
+  config_digest:
+    description:
+      - Digest of everything the process depends on. The unit's environment must carry it as
+        C(KLOROS_LLM_CONFIG_DIGEST).
+    type: str
+    required: true
+  slots:
+    description: Number of slots that the server must have.
+    type: int
+    required: true
+  context_tokens:
+    description:
+      - Tokens that each slot must have at least. llama-server rounds up, and stops at the
+        context that the model was trained with.
+    type: int
+    required: true
+  api_key:
+    description: Key that the server asks for, if it does.
+    type: str
+  timeout_s:
+    description: Longest wait for the unit to be ready, in seconds.
+    type: int
+    default: 600
+attributes:
+  check_mode:
+    description: Can run in check mode and return status without changing anything.
+    support: full
+  diff_mode:
+    description: Returns details on what has changed.
+    support: full
+author:
+  - The kloros-llm contributors
+"""
+
+EXAMPLES = r"""
+- name: Run the live instance as planned
+  kloros.llm.llama_instance:
+    unit: kloros-llama-live.service
+    url: http://127.0.0.1:8080
+    config_digest: 0f5c0b1d7e
+    slots: 2
+    context_tokens: 8192
+"""
+
+RETURN = r"""
+main_pid:
+  description: Process id of the server.
+  returned: when it runs
+  type: int
+  sample: 4711
+main_pid_before:
+  description: Process id of the server before, 0 where none ran.
+  returned: always
+  type: int
+  sample: 0
+slots:
+  description: Slots that the server says it has.
+  returned: when it runs
+  type: int
+  sample: 2
+context_tokens:
+  description: Tokens a slot that the server says it has.
+  returned: when it runs
+  type: int
+  sample: 8192
+last_words:
+  description: The last lines that the server wrote before it failed.
+  returned: on failure
+  type: list
+  elements: str
+  sample: ["error loading model: no such file"]
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.kloros.llm.plugins.module_utils.host_facts import listeners, run
+from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
+    UnitState,
+    environment_of,
+    last_words,
+    unit_state,
+)
+
+DIGEST_VARIABLE = "KLOROS_LLM_CONFIG_DIGEST"
+
+
+def get_json(url: str, api_key: str | None, timeout_s: float = 10) -> dict[str, Any]:
+    """The JSON object that a server on this host answers; no proxy is asked."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http, from the plan
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=timeout_s) as answer:
+        parsed = json.load(answer)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{url} answered no JSON object")
+    return parsed
+
+
+def start(module: AnsibleModule, state: UnitState) -> None:
+    """Enable and restart the unit; fail with the server's last words if it does not come up."""
+    unit: str = module.params["unit"]
+    if state["load"] == "not-found" or state["needs_reload"]:
+        run(["systemctl", "daemon-reload"])
+    if state["file_state"] != "enabled":
+        status, output = run(["systemctl", "enable", unit])
+        if status != 0:
+            module.fail_json(msg=f"{unit} cannot be enabled: {output.strip()}")
+    started_at = time.time()
+    run(["systemctl", "reset-failed", unit])  # an earlier failure must not use up the start limit
+    status, output = run(["systemctl", "restart", unit], timeout_s=module.params["timeout_s"] + 60)
+    if status == 0:
+        return
+    words = last_words(unit, started_at)
+    said = "\n".join(f"    {line}" for line in words) or "    (nothing)"
+    module.fail_json(
+        msg=f"{unit} did not become ready: {output.strip()}\nIts last words:\n{said}\n"
+        f"See more with: journalctl -u {unit}",
+        last_words=words,
+    )
+
+
+def prove(module: AnsibleModule, main_pid: int) -> dict[str, int]:
+    """What the running server says of itself; fails unless it is what was planned."""
+    params = module.params
+    unit, url = params["unit"], params["url"]
+    port = int(url.rsplit(":", 1)[1])
+    holders = [item for item in listeners() if item["port"] == port]
+    if main_pid not in [item["pid"] for item in holders]:
+        shown = ", ".join(f"{item['process']} (pid {item['pid']})" for item in holders)
+        module.fail_json(msg=f"{unit} (pid {main_pid}) does not listen on port {port}: {shown}")
+    try:
+        health = get_json(f"{url}/health", None)
+        props = get_json(f"{url}/props", params["api_key"])
+        if health.get("status") != "ok":
+            raise ValueError(f"/health says {health}")
+        slots = int(props["total_slots"])
+        context_tokens = int(props["default_generation_settings"]["n_ctx"])
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        module.fail_json(msg=f"{unit} runs, but {url} does not answer as llama-server: {problem}")
+    if slots != params["slots"]:
+        module.fail_json(
+            msg=f"{unit} has {slots} slots, planned were {params['slots']}", slots=slots
+        )
+    if context_tokens < params["context_tokens"]:
+        module.warn(
+            f"{unit} has {context_tokens} tokens a slot, planned were {params['context_tokens']}: "
+            "more than the model was trained with"
+        )
+    return {"slots": slots, "context_tokens": context_tokens}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "config_digest": {"type": "str", "required": True},
+            "slots": {"type": "int", "required": True},
+            "context_tokens": {"type": "int", "required": True},
+            "api_key": {"type": "str", "no_log": True},
+            "timeout_s": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    unit = module.params["unit"]
+    state = unit_state(unit)
+    running = environment_of(state["main_pid"]).get(DIGEST_VARIABLE)
+    before = {
+        "active": state["active"] == "active",
+        "enabled": state["file_state"] == "enabled",
+        "config_digest": running,
+    }
+    after = {"active": True, "enabled": True, "config_digest": module.params["config_digest"]}
+    result: dict[str, Any] = {
+        "changed": before != after,
+        "diff": {"before": before, "after": after},
+        "main_pid_before": state["main_pid"],
+    }
+    if result["changed"]:
+        if module.check_mode:
+            module.exit_json(**result)
+        restart = before | {"enabled": True} != after
+        if restart:
+            start(module, state)
+        else:
+            run(["systemctl", "enable", unit])
+        state = unit_state(unit)
+    result["main_pid"] = state["main_pid"]
+    result.update(prove(module, state["main_pid"]))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

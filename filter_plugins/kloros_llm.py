@@ -1,0 +1,98 @@
+"""Jinja doors to the planning code of the collection kloros.llm."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.kloros.llm.plugins.module_utils import (
+    findings,
+    llama_options,
+    plan,
+    plan_text,
+    release,
+    systemd_env,
+)
+
+_SPEC_KEYS = ("type", "elements", "choices", "required", "no_log")
+
+
+def role_variable_findings(
+    values: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]], defined: Iterable[str]
+) -> list[findings.Finding]:
+    """What is wrong with the roles' variables.
+
+    `values` are the variables that are set, `specs` the options of all roles' argument_specs,
+    `defined` the names of all variables that begin as a role's do (a typing error is one of them).
+    """
+    found = [
+        findings.error(
+            name,
+            "there is no such variable",
+            "one that a role documents in meta/argument_specs.yml",
+            _did_you_mean(name, specs),
+        )
+        for name in sorted(set(defined) - set(specs))
+    ]
+    for name, spec in specs.items():
+        if name not in values:
+            continue
+        accepted = {key: spec[key] for key in _SPEC_KEYS if key in spec}
+        result = ArgumentSpecValidator({name: accepted}).validate({name: values[name]})
+        choices = f", one of: {', '.join(map(str, spec['choices']))}" if "choices" in spec else ""
+        needed = f"{spec['type']}{choices}"
+        found.extend(
+            findings.error(name, message, needed, "correct the value")
+            for message in result.error_messages
+        )
+    return found
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"write {near[0]} if that was meant" if near else "remove or rename it"
+
+
+def llama_help_findings(
+    instances: Iterable[Mapping[str, Any]], help_text: str
+) -> list[findings.Finding]:
+    """What the installed llama-server does not know of the instances' variables and options."""
+    options = llama_options.parse_help(help_text)
+    return [
+        finding
+        for instance in instances
+        for finding in llama_options.help_findings(
+            f"llama_instances.{instance['name']}", instance["environment"], options
+        )
+    ]
+
+
+def systemd_environment(variables: Mapping[str, str], header: str = "") -> str:
+    """An EnvironmentFile for systemd."""
+    try:
+        return systemd_env.render_env_file(variables, header)
+    except ValueError as problem:
+        raise AnsibleFilterError(f"systemd_environment: {problem}") from problem
+
+
+class FilterModule:
+    """The filters, by the names that templates use."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "cmake_definitions": release.definitions,
+            "endpoint_table": plan_text.endpoints,
+            "findings_text": findings.render,
+            "kloros_llm_plan": plan.make_plan,
+            "llama_help_findings": llama_help_findings,
+            "llama_packages": plan.packages,
+            "llama_release": release.describe,
+            "llama_toolchain": release.toolchain,
+            "outdated_releases": release.outdated,
+            "plan_table": plan_text.table,
+            "role_variable_findings": role_variable_findings,
+            "systemd_environment": systemd_environment,
+        }

@@ -1,0 +1,115 @@
+"""What several unit tests build on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+_HOST: dict[str, Any] = {
+    "machine": {
+        "os": {"id": "debian", "version": "13", "name": "Debian GNU/Linux 13 (trixie)"},
+        "architecture": "x86_64",
+        "python": "3.13.5",
+        "systemd": 257,
+        "cpus": 8,
+        "cpu_digest": "1ddebed04610",
+        "memory_mib": 32000,
+    },
+    "disks": {
+        path: {"exists": False, "mount": "/", "free_mib": 50000}
+        for path in (
+            "/opt/llama.cpp",
+            "/opt/llama.cpp/current",
+            "/var/cache/kloros-llm",
+            "/var/lib/kloros-llm/models",
+        )
+    },
+    "users": {"kloros": None},
+    "packages_missing": ["cmake"],
+    "programs": {},
+    "listeners": [],
+    "units": [],
+}
+
+
+def role_defaults() -> dict[str, Any]:
+    """The defaults of all roles, merged."""
+    merged: dict[str, Any] = {}
+    for path in sorted(PROJECT.glob("roles/*/defaults/main.yml")):
+        merged |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return merged
+
+
+@pytest.fixture
+def host() -> dict[str, Any]:
+    """What `host_info` returns of a bare Debian 13 host."""
+    return copy.deepcopy(_HOST)
+
+
+@pytest.fixture
+def wishes() -> dict[str, Any]:
+    """The smallest useful wishes, as preflight hands them to the plan, with the roles' defaults."""
+    defaults = role_defaults()
+
+    def part(role: str, keys: tuple[str, ...]) -> dict[str, Any]:
+        return {key: defaults[f"{role}_{key}"] for key in keys}
+
+    llama_cpp = {
+        name.removeprefix("llama_cpp_"): value
+        for name, value in defaults.items()
+        if name.startswith("llama_cpp_")
+    }
+    return {
+        "user": "kloros",
+        "any_system": False,
+        "llama_cpp": llama_cpp,
+        "gguf_models": {
+            "dir": defaults["gguf_models_dir"],
+            "models": {"tiny:1b": {"source": "hf://someone/tiny/tiny.gguf"}},
+        },
+        "llama_instances": {
+            "instances": {"live": {"model": "tiny:1b", "port": 8080}},
+            **part("llama_instances", ("host", "context", "parallel")),
+        },
+    }
+
+
+@pytest.fixture
+def run_play(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run tasks in one real ansible-playbook against localhost, with the project's settings."""
+
+    def run(
+        tasks: list[dict[str, Any]], *arguments: str, **variables: Any
+    ) -> subprocess.CompletedProcess[str]:
+        play = [
+            {
+                "hosts": "localhost",
+                "connection": "local",
+                "gather_facts": False,
+                "vars": {"ansible_python_interpreter": sys.executable, **variables},
+                "tasks": tasks,
+            }
+        ]
+        path = tmp_path / "play.yml"
+        path.write_text(yaml.safe_dump(play), encoding="utf-8")
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", str(path)]
+            + list(arguments),
+            cwd=PROJECT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

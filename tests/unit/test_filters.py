@@ -1,0 +1,120 @@
+"""The filters as templates call them: in one real ansible-playbook, with its own types."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.unit.conftest import PROJECT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+HELP = (PROJECT / "tests/unit/data/llama-server-help-v0.5.0-dev.txt").read_text(encoding="utf-8")
+
+
+def claim(*conditions: str) -> dict[str, Any]:
+    return {"ansible.builtin.assert": {"that": list(conditions)}}
+
+
+def test_plan_and_what_is_made_of_it(
+    run_play: Run, wishes: dict[str, Any], host: dict[str, Any], tmp_path: Path
+) -> None:
+    wishes["llama_instances"]["instances"]["live"]["extra"] = {"top-k": 7}
+    env_file = tmp_path / "live.env"
+    done = run_play(
+        [
+            {"ansible.builtin.set_fact": {"result": "{{ wishes | kloros_llm_plan(host) }}"}},
+            claim(
+                "result.findings == []",
+                "result.plan.instances[0].environment.LLAMA_EXTRA_ARGS == '--top-k 7'",
+                "result.plan | plan_table | length > 5",
+                "'8080' in (result.plan | endpoint_table | join)",
+                "wishes.llama_cpp | llama_packages | length > 5",
+                "wishes.llama_cpp | llama_toolchain == ['c++', 'cmake']",
+                "(result.plan.llama_cpp | llama_release({'c++': '14'}, 'cpu')).name is match('v0')",
+                "{'A': 'x y'} | cmake_definitions == ['-DA=x y']",
+                "['b', 'a'] | outdated_releases(['b'], 0) == ['a']",
+                "result.plan.instances | llama_help_findings(help_text) == []",
+            ),
+            {
+                "ansible.builtin.copy": {
+                    "content": "{{ result.plan.instances[0].environment | systemd_environment('head') }}",
+                    "dest": str(env_file),
+                    "mode": "0600",
+                }
+            },
+        ],
+        wishes=wishes,
+        host=host,
+        help_text=HELP,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = env_file.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# head"
+    assert 'LLAMA_EXTRA_ARGS="--top-k 7"' in lines
+
+
+def test_findings_reach_the_reader(run_play: Run, wishes: dict[str, Any], host: dict[str, Any]) -> None:
+    wishes["llama_instances"]["instances"]["live"]["prot"] = 1
+    done = run_play(
+        [
+            {
+                "ansible.builtin.fail": {
+                    "msg": "{{ (wishes | kloros_llm_plan(host)).findings | findings_text }}"
+                }
+            }
+        ],
+        wishes=wishes,
+        host=host,
+    )
+    assert done.returncode != 0
+    assert "ERROR llama_instances.live.prot: there is no such key" in done.stdout
+
+
+def test_option_that_the_binary_does_not_know(
+    run_play: Run, wishes: dict[str, Any], host: dict[str, Any]
+) -> None:
+    wishes["llama_instances"]["instances"]["live"]["extra"] = {"top-kk": 7}
+    done = run_play(
+        [
+            claim(
+                "(found | length) == 1",
+                "found[0].key == 'llama_instances.live.extra.top-kk'",
+                "'top-k' in found[0].cure",
+            )
+        ],
+        wishes=wishes,
+        host=host,
+        help_text=HELP,
+        found="{{ (wishes | kloros_llm_plan(host)).plan.instances | llama_help_findings(help_text) }}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_env_file_refuses_what_systemd_cannot_hold(run_play: Run) -> None:
+    done = run_play([claim("{'A': 'x\ny'} | systemd_environment")])
+    assert done.returncode != 0
+    assert "systemd_environment: " in done.stdout + done.stderr
+
+
+def test_variables_are_checked(run_play: Run) -> None:
+    specs = {
+        "llama_cpp_source": {"type": "str", "choices": ["git", "archive"]},
+        "llama_cpp_jobs": {"type": "int"},
+        "llama_cpp_dir": {"type": "path"},
+    }
+    done = run_play(
+        [
+            claim(
+                "found | map(attribute='key') | sort == "
+                "['llama_cpp_jbos', 'llama_cpp_jobs', 'llama_cpp_source']",
+                "found[0].cure == 'write llama_cpp_jobs if that was meant'",
+                "'git, archive' in (found | map(attribute='needed') | join)",
+            )
+        ],
+        specs=specs,
+        given={"llama_cpp_source": "svn", "llama_cpp_jobs": "many", "llama_cpp_dir": "/opt"},
+        found="{{ given | role_variable_findings(specs, ['llama_cpp_jbos', 'llama_cpp_jobs']) }}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,198 @@
+"""Wishes measured against a host."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.findings import render
+from ansible_collections.kloros.llm.plugins.module_utils.plan import (
+    instance_files,
+    make_plan,
+    packages,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.plan_text import endpoints, table
+
+Data = dict[str, Any]
+
+
+def errors(result: Data) -> list[str]:
+    return [finding["key"] for finding in result["findings"] if finding["level"] == "error"]
+
+
+def test_smallest_wish_makes_a_plan(wishes: Data, host: Data) -> None:
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    (live,) = result["plan"]["instances"]
+    assert live["unit"] == "kloros-llama-live.service"
+    assert live["url"] == "http://127.0.0.1:8080"
+    assert live["model_path"] == "/var/lib/kloros-llm/models/tiny.gguf"
+    assert live["environment"]["LLAMA_ARG_PORT"] == "8080"
+    assert (live["slots"], live["context_tokens"]) == (1, 8192)
+    assert result["plan"]["llama_cpp"]["jobs"] == 8
+    assert result["plan"]["changes"]["account"] is True
+    json.dumps(result)
+
+
+def test_context_is_for_each_slot(wishes: Data, host: Data) -> None:
+    wishes["llama_instances"]["instances"]["live"] |= {"parallel": 3, "context": {"want": 4096}}
+    (live,) = make_plan(wishes, host)["plan"]["instances"]
+    assert live["environment"]["LLAMA_ARG_CTX_SIZE"] == str(3 * 4096)
+    assert live["environment"]["LLAMA_ARG_N_PARALLEL"] == "3"
+
+
+def test_compilers_are_bounded_by_memory(wishes: Data, host: Data) -> None:
+    host["machine"]["memory_mib"] = 4000
+    assert make_plan(wishes, host)["plan"]["llama_cpp"]["jobs"] == 2
+    host["machine"]["memory_mib"] = 512
+    assert make_plan(wishes, host)["plan"]["llama_cpp"]["jobs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"os": {"id": "fedora", "version": "44", "name": "Fedora 44"}}, "operating system"),
+        ({"os": {"id": "debian", "version": "11", "name": "Debian 11"}}, "operating system"),
+        ({"architecture": "riscv64"}, "architecture"),
+        ({"python": "3.9.2"}, "python"),
+        ({"systemd": None}, "systemd"),
+        ({"systemd": 249}, "systemd"),
+    ],
+)
+def test_host_that_will_not_do(wishes: Data, host: Data, change: Data, key: str) -> None:
+    host["machine"] |= change
+    assert errors(make_plan(wishes, host)) == [key]
+
+
+def test_untried_system_at_own_risk(wishes: Data, host: Data) -> None:
+    host["machine"]["os"] = {"id": "mint", "version": "23", "name": "Mint 23"}
+    wishes["any_system"] = True
+    result = make_plan(wishes, host)
+    assert errors(result) == []
+    assert [finding["key"] for finding in result["findings"]] == ["operating system"]
+
+
+def listener(**keys: Any) -> Data:
+    base = {"port": 8080, "address": "0.0.0.0", "pid": 812, "process": "python3", "unit": None}
+    return base | keys
+
+
+def test_foreign_holder_of_a_port_is_named(wishes: Data, host: Data) -> None:
+    host["listeners"] = [listener(unit="vosk.service")]
+    result = make_plan(wishes, host)
+    assert errors(result) == ["llama_instances.live.port"]
+    assert "python3 (pid 812 of vosk.service, 0.0.0.0)" in result["findings"][0]["found"]
+
+
+def test_own_instance_may_hold_its_port(wishes: Data, host: Data) -> None:
+    host["listeners"] = [listener(unit="kloros-llama-live.service")]
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    assert result["plan"]["changes"]["units_to_move"] == []
+
+
+def test_instances_that_swap_ports_stop_first(wishes: Data, host: Data) -> None:
+    wishes["llama_instances"]["instances"]["code"] = {"model": "tiny:1b", "port": 8081}
+    host["listeners"] = [
+        listener(port=8081, unit="kloros-llama-live.service"),
+        listener(port=8080, unit="kloros-llama-code.service"),
+    ]
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    assert result["plan"]["changes"]["units_to_move"] == [
+        "kloros-llama-code.service",
+        "kloros-llama-live.service",
+    ]
+
+
+def test_open_address_without_a_key_is_worth_a_word(wishes: Data, host: Data) -> None:
+    live = wishes["llama_instances"]["instances"]["live"]
+    live["host"] = "0.0.0.0"
+    assert [f["level"] for f in make_plan(wishes, host)["findings"]] == ["warning"]
+    live["api_key"] = "a-canary-of-sixteen"
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    assert "canary" not in json.dumps(result)
+
+
+def test_root_may_not_serve(wishes: Data, host: Data) -> None:
+    wishes["user"] = "toor"
+    host["users"] = {"toor": {"uid": 0, "gid": 0, "group": "root", "home": "/root"}}
+    assert errors(make_plan(wishes, host)) == ["kloros_llm_user"]
+
+
+def test_disk_too_small_to_build_is_an_error_only_without_a_release(
+    wishes: Data, host: Data
+) -> None:
+    for disk in host["disks"].values():
+        disk["free_mib"] = 100
+    result = make_plan(wishes, host)
+    assert errors(result) == ["disk /"]
+    assert "100 MiB free" in result["findings"][0]["found"]
+    host["disks"]["/opt/llama.cpp/current"]["exists"] = True
+    assert errors(make_plan(wishes, host)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"source": "archive"}, "llama_cpp_archive"),
+        ({"source": "package"}, "llama_cpp_package"),
+        ({"backend": "cuda"}, "llama_cpp_cuda_architectures"),
+    ],
+)
+def test_llama_cpp_settings_that_belong_together(
+    wishes: Data, host: Data, change: Data, key: str
+) -> None:
+    wishes["llama_cpp"] |= change
+    assert key in errors(make_plan(wishes, host))
+
+
+def test_instance_that_is_gone_is_retired(wishes: Data, host: Data) -> None:
+    host["units"] = ["kloros-llama-live.service", "kloros-llama-old.service"]
+    changes = make_plan(wishes, host)["plan"]["changes"]
+    assert changes["units_to_retire"] == ["kloros-llama-old.service"]
+    assert changes["files_to_remove"] == instance_files("kloros-llama-old.service")
+    assert changes["files_to_remove"][-1] == "/etc/systemd/system/kloros-llama-old.service"
+
+
+def test_packages_follow_the_source(wishes: Data) -> None:
+    assert "git" in packages(wishes["llama_cpp"])
+    assert "git" not in packages(wishes["llama_cpp"] | {"source": "archive"})
+    assert packages(wishes["llama_cpp"] | {"source": "package"}) == ["libgomp1"]
+
+
+def test_draft_and_lora_are_files_of_the_instance(wishes: Data, host: Data) -> None:
+    wishes["gguf_models"]["models"] |= {
+        "draft": {"source": "hf://someone/tiny/draft.gguf"},
+        "style": {"source": "hf://someone/tiny/style.gguf"},
+    }
+    wishes["llama_instances"]["instances"]["live"] |= {
+        "draft_model": "draft",
+        "lora": [{"model": "style", "scale": 0.5}],
+    }
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    folder = "/var/lib/kloros-llm/models"
+    assert result["plan"]["instances"][0]["model_files"] == [
+        f"{folder}/tiny.gguf",
+        f"{folder}/draft.gguf",
+        f"{folder}/style.gguf",
+    ]
+
+
+def test_instance_of_a_faulty_model_is_not_blamed_too(wishes: Data, host: Data) -> None:
+    wishes["gguf_models"]["models"]["tiny:1b"] = {"source": "nowhere"}
+    assert errors(make_plan(wishes, host)) == ["gguf_models.tiny:1b.source"]
+
+
+def test_plan_and_findings_can_be_read(wishes: Data, host: Data) -> None:
+    host["units"] = ["kloros-llama-old.service"]
+    plan = make_plan(wishes, host)["plan"]
+    text = "\n".join(table(plan) + endpoints(plan))
+    for words in ("tiny:1b", "127.0.0.1:8080", "8192", "kloros-llama-old.service", "CPU"):
+        assert words in text
+    host["machine"]["systemd"] = 1
+    lines = render(make_plan(wishes, host)["findings"])
+    assert lines[0] == "ERROR systemd: 1"

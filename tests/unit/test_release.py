@@ -1,0 +1,80 @@
+"""Releases of llama.cpp: flags and names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.kloros.llm.plugins.module_utils import release
+
+VERSIONS = {"c++": "c++ 14.2.0", "cmake": "cmake version 3.31.6"}
+
+
+@pytest.fixture
+def wish(wishes: dict[str, Any]) -> dict[str, Any]:
+    return wishes["llama_cpp"] | {"source_identity": {"url": "u", "version": "v"}}
+
+
+def test_same_build_has_the_same_name(wish: dict[str, Any]) -> None:
+    first = release.describe(wish, VERSIONS, "cpu")
+    assert release.describe(dict(reversed(wish.items())), VERSIONS, "cpu") == first
+    assert first["name"].startswith("v0.4.0-cpu-")
+
+
+@pytest.mark.parametrize(
+    ("change", "versions", "cpu"),
+    [
+        ({"cmake_flags": {"GGML_LTO": "ON"}}, VERSIONS, "cpu"),
+        ({"source_identity": {"url": "u", "version": "w"}}, VERSIONS, "cpu"),
+        ({"portable": True}, VERSIONS, "cpu"),
+        ({}, VERSIONS | {"c++": "c++ 15"}, "cpu"),
+        ({}, VERSIONS, "another"),
+    ],
+)
+def test_every_difference_makes_another_release(
+    wish: dict[str, Any], change: dict[str, Any], versions: dict[str, str | None], cpu: str
+) -> None:
+    name = release.describe(wish, VERSIONS, "cpu")["name"]
+    assert release.describe(wish | change, versions, cpu)["name"] != name
+
+
+def test_portable_build_does_not_depend_on_the_cpu(wish: dict[str, Any]) -> None:
+    wish["portable"] = True
+    one, two = (release.describe(wish, VERSIONS, cpu) for cpu in ("a", "b"))
+    assert one["name"] == two["name"]
+    assert one["flags"]["GGML_NATIVE"] == "OFF"
+
+
+def test_users_flags_win(wish: dict[str, Any]) -> None:
+    wish["cmake_flags"] = {"LLAMA_OPENSSL": "ON", "X": 1}
+    flags = release.cmake_flags(wish)
+    assert flags["LLAMA_OPENSSL"] == "ON"
+    assert "-DX=1" in release.definitions(flags)
+
+
+def test_cuda_flags(wish: dict[str, Any]) -> None:
+    wish |= {"backend": "cuda", "cuda_architectures": "61-real;86-real", "cuda_compiler": "/c/nvcc"}
+    definitions = release.definitions(release.cmake_flags(wish))
+    assert "-DGGML_CUDA=ON" in definitions
+    assert "-DCMAKE_CUDA_ARCHITECTURES=61-real;86-real" in definitions
+    assert release.toolchain(wish) == ["c++", "cmake", "/c/nvcc"]
+
+
+@pytest.mark.parametrize(
+    ("version", "number", "dev"),
+    [("v0.4.0", "0", "OFF"), ("b10276", "10276", None), ("v0.5.0-dev", "0", None)],
+)
+def test_reported_version(
+    wish: dict[str, Any], version: str, number: str, dev: str | None
+) -> None:
+    flags = release.cmake_flags(wish | {"version": version})
+    assert flags["LLAMA_BUILD_NUMBER"] == number
+    assert flags["LLAMA_BUILD_COMMIT"] == version
+    assert flags.get("LLAMA_BUILD_IS_DEV") == dev
+
+
+def test_outdated_releases() -> None:
+    there = ["e", "d", "c", "b", "a"]
+    assert release.outdated(there, ["e", "b"], 0) == ["d", "c", "a"]
+    assert release.outdated(there, ["e", "b"], 2) == ["a"]
+    assert release.outdated([], ["e", ""], 0) == []
