@@ -1,4 +1,3 @@
-# make demo | demo-down | test | lint | unit | molecule SCENARIO=default | lock | clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -14,14 +13,20 @@ export ANSIBLE_HOME := $(CURDIR)/.ansible
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
+# What the throw-away hosts need of the distribution.
 .PHONY: needs
 needs:
-	@testbed/install_needs.sh
+	@testbed/install_needs.sh podman runc debootstrap debian-archive-keyring iptables netavark \
+		aardvark-dns openssh-client
+
+.PHONY: venv
+venv: $(VENV)/.installed ## Ansible and everything else from locked requirements, in .venv
 
 $(VENV)/.installed: requirements.lock
-	@testbed/install_needs.sh
+	@testbed/install_needs.sh python3-venv
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip --quiet --disable-pip-version-check install --require-hashes --requirement requirements.lock
+	$(BIN)/pip --quiet --disable-pip-version-check install --require-hashes \
+		--requirement requirements.lock
 	touch $@
 
 .PHONY: demo

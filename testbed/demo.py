@@ -56,7 +56,7 @@ def up() -> int:
             name=HOST,
             release="trixie",
             ssh_port=port("KLOROS_DEMO_SSH_PORT", 2222),
-            publish=((ports["live"], 8080), (ports["code"], 8081)),
+            published=((ports["live"], 8080), (ports["code"], 8081)),
             cache=cache,
             key=KEY,
         ),

@@ -6,6 +6,7 @@ Prints the path of llama.cpp's source archive, of the model and of the Hub's roo
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess

@@ -1,12 +1,9 @@
 #!/bin/bash
-# Installs what demo and tests need of the distribution, asking nothing. Debian and Ubuntu.
+# Installs those of the packages named that are missing, asking nothing. Debian and Ubuntu.
 set -euo pipefail
 
-packages=(python3-venv openssh-client podman runc debootstrap debian-archive-keyring
-  iptables netavark aardvark-dns git)
-
 missing=()
-for package in "${packages[@]}"; do
+for package in "$@"; do
   status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
   [[ $status == installed ]] || missing+=("$package")
 done

@@ -103,8 +103,12 @@ def run_play(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         path = tmp_path / "play.yml"
         path.write_text(yaml.safe_dump(play), encoding="utf-8")
         return subprocess.run(
-            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", str(path)]
-            + list(arguments),
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                "--inventory=localhost,",
+                str(path),
+                *arguments,
+            ],
             cwd=PROJECT,
             env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
             capture_output=True,

@@ -39,7 +39,7 @@ def test_plan_and_what_is_made_of_it(
             ),
             {
                 "ansible.builtin.copy": {
-                    "content": "{{ result.plan.instances[0].environment | systemd_environment('head') }}",
+                    "content": "{{ variables | systemd_environment('head') }}",
                     "dest": str(env_file),
                     "mode": "0600",
                 }
@@ -48,6 +48,7 @@ def test_plan_and_what_is_made_of_it(
         wishes=wishes,
         host=host,
         help_text=HELP,
+        variables="{{ result.plan.instances[0].environment }}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = env_file.read_text(encoding="utf-8").splitlines()
@@ -55,7 +56,9 @@ def test_plan_and_what_is_made_of_it(
     assert 'LLAMA_EXTRA_ARGS="--top-k 7"' in lines
 
 
-def test_findings_reach_the_reader(run_play: Run, wishes: dict[str, Any], host: dict[str, Any]) -> None:
+def test_findings_reach_the_reader(
+    run_play: Run, wishes: dict[str, Any], host: dict[str, Any]
+) -> None:
     wishes["llama_instances"]["instances"]["live"]["prot"] = 1
     done = run_play(
         [
@@ -87,7 +90,8 @@ def test_option_that_the_binary_does_not_know(
         wishes=wishes,
         host=host,
         help_text=HELP,
-        found="{{ (wishes | kloros_llm_plan(host)).plan.instances | llama_help_findings(help_text) }}",
+        instances="{{ (wishes | kloros_llm_plan(host)).plan.instances }}",
+        found="{{ instances | llama_help_findings(help_text) }}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

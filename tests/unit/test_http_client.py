@@ -29,11 +29,15 @@ def slept() -> list[float]:
     return []
 
 
-@pytest.fixture
-def client(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> HttpClient:
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def client(slept: list[float]) -> HttpClient:
     return HttpClient(timeout_s=5, sleep=slept.append)
 
 
@@ -125,9 +129,9 @@ def test_who_may_see_the_token(url: str, target: str, may: bool) -> None:
 )
 def test_redirects_that_lead_nowhere(client: HttpClient, location: str, said: str) -> None:
     count = iter(range(100))
-    with StandInWeb(lambda _: redirect(location.replace("{n}", str(next(count))))) as web:
-        with pytest.raises(HttpError) as caught:
-            client.request("GET", web.url + "/start?Signature=canary")
+    lost = StandInWeb(lambda _: redirect(location.replace("{n}", str(next(count)))))
+    with lost as web, pytest.raises(HttpError) as caught:
+        client.request("GET", web.url + "/start?Signature=canary")
     assert said in str(caught.value)
     assert "canary" not in str(caught.value)
     assert len(web.asked) <= 11
@@ -164,9 +168,9 @@ def test_retry_after_as_a_date(client: HttpClient, slept: list[float]) -> None:
 def test_a_wait_that_is_too_long_is_an_error_at_once(
     client: HttpClient, slept: list[float]
 ) -> None:
-    with StandInWeb(always(Reply(429, headers={"Retry-After": "3600"}))) as web:
-        with pytest.raises(HttpError, match="asks to wait 3600 s"):
-            client.request("GET", web.url)
+    busy = StandInWeb(always(Reply(429, headers={"Retry-After": "3600"})))
+    with busy as web, pytest.raises(HttpError, match="asks to wait 3600 s"):
+        client.request("GET", web.url)
     assert slept == []
 
 
@@ -196,9 +200,9 @@ def test_refusals_say_what_to_do(
     client: HttpClient, slept: list[float], status: int, token: str | None, said: str
 ) -> None:
     reason = {"X-Error-Message": "Access to model o/r is restricted"}
-    with StandInWeb(always(Reply(status, headers=reason))) as web:
-        with pytest.raises(HttpError) as caught:
-            client.request("GET", web.url + "/m.gguf", token=token)
+    refusing = StandInWeb(always(Reply(status, headers=reason)))
+    with refusing as web, pytest.raises(HttpError) as caught:
+        client.request("GET", web.url + "/m.gguf", token=token)
     message = str(caught.value)
     assert said in message
     assert f"HTTP {status} (Access to model o/r is restricted)" in message
@@ -207,9 +211,12 @@ def test_refusals_say_what_to_do(
 
 
 def test_a_refusal_by_another_host_is_not_blamed_on_the_token(client: HttpClient) -> None:
-    with StandInWeb(always(Reply(403))) as cdn, StandInWeb(always(redirect(cdn.url))) as hub:
-        with pytest.raises(HttpError, match="the token is never sent there"):
-            client.request("GET", hub.url, token=TOKEN)
+    with (
+        StandInWeb(always(Reply(403))) as cdn,
+        StandInWeb(always(redirect(cdn.url))) as hub,
+        pytest.raises(HttpError, match="the token is never sent there"),
+    ):
+        client.request("GET", hub.url, token=TOKEN)
 
 
 def test_a_broken_transfer_is_transient(client: HttpClient) -> None:
@@ -217,9 +224,7 @@ def test_a_broken_transfer_is_transient(client: HttpClient) -> None:
         assert len(body_of(client.request("GET", web.url))) == 40
 
 
-def test_the_environments_proxy_is_used(
-    client: HttpClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with StandInWeb(always(Reply(body=b"by proxy"))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         assert body_of(HttpClient().request("GET", "http://nowhere.invalid/m")) == b"by proxy"
@@ -237,6 +242,8 @@ def test_the_environments_proxy_is_used(
 def test_only_strong_etags_join_ranges(
     client: HttpClient, headers: dict[str, str], strong: str | None
 ) -> None:
-    with StandInWeb(always(Reply(headers=headers))) as web:
-        with client.request("HEAD", web.url) as response:
-            assert response.strong_etag == strong
+    with (
+        StandInWeb(always(Reply(headers=headers))) as web,
+        client.request("HEAD", web.url) as response,
+    ):
+        assert response.strong_etag == strong

@@ -168,10 +168,9 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(
     store: ModelStore, hub: StandInHub, models: Path
 ) -> None:
     request = wish(models, HF_SOURCE, hub.url)
-    hub.faults = Faults(fail_on="cdn", fail_status=None, cut_after_bytes=1_000_000, cut_times=1)
-    with StandInHubOutage(hub):
-        with pytest.raises(HttpError):
-            store.fetch(request)
+    hub.faults = Faults(cut_after_bytes=1_000_000)
+    with StandInHubOutage(hub), pytest.raises(HttpError):
+        store.fetch(request)
     assert names(models) == ["tiny.gguf.part", "tiny.gguf.part.json"]
     assert (models / "tiny.gguf.part").stat().st_size == 1_000_000
     hub.forget_requests()
@@ -323,7 +322,7 @@ def test_a_gated_repository(store: ModelStore, hub: StandInHub, models: Path) ->
 
 
 def test_a_missing_file(store: ModelStore, hub: StandInHub, models: Path) -> None:
-    with pytest.raises(HttpError, match="HTTP 404.*check owner"):
+    with pytest.raises(HttpError, match=r"HTTP 404.*check owner"):
         store.fetch(wish(models, "hf://acme/tiny-GGUF/other.gguf", hub.url))
 
 
@@ -546,7 +545,7 @@ def test_kill_9_loses_nothing(store: ModelStore, hub: StandInHub, models: Path) 
     had = 0
     for _ in range(3):
         killed = fetch_in_a_process(hub, models)
-        wait_until(lambda: size_of(part) > had)
+        wait_until(lambda had=had: size_of(part) > had)  # type: ignore[misc]
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
         assert size_of(part) >= had
@@ -670,18 +669,18 @@ def test_an_unknown_size_needs_a_digest(store: ModelStore, models: Path) -> None
 
 
 def test_a_web_page_is_no_model(store: ModelStore, models: Path) -> None:
-    with StandInWeb(lambda asked: ranged(asked, b"<!DOCTYPE html>")) as web:
-        with pytest.raises(StoreError, match="is no GGUF file"):
-            store.fetch(plain(models, web))
+    page = StandInWeb(lambda asked: ranged(asked, b"<!DOCTYPE html>"))
+    with page as web, pytest.raises(StoreError, match="is no GGUF file"):
+        store.fetch(plain(models, web))
     assert names(models) == []
 
 
 def test_a_server_that_always_cuts_is_given_up(
     store: ModelStore, models: Path, slept: list[float]
 ) -> None:
-    with StandInWeb(lambda asked: replace(ranged(asked, MODEL, ETag='"1"'), cut_after=0)) as web:
-        with pytest.raises(HttpError, match="the connection ended after 0 of"):
-            store.fetch(plain(models, web))
+    cutter = StandInWeb(lambda asked: replace(ranged(asked, MODEL, ETag='"1"'), cut_after=0))
+    with cutter as web, pytest.raises(HttpError, match="the connection ended after 0 of"):
+        store.fetch(plain(models, web))
     assert len(slept) == 4
 
 

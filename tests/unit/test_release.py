@@ -12,7 +12,8 @@ VERSIONS = {"c++": "c++ 14.2.0", "cmake": "cmake version 3.31.6"}
 
 @pytest.fixture
 def wish(wishes: dict[str, Any]) -> dict[str, Any]:
-    return wishes["llama_cpp"] | {"source_identity": {"url": "u", "version": "v"}}
+    llama_cpp: dict[str, Any] = wishes["llama_cpp"]
+    return llama_cpp | {"source_identity": {"url": "u", "version": "v"}}
 
 
 def test_same_build_has_the_same_name(wish: dict[str, Any]) -> None:
@@ -64,9 +65,7 @@ def test_cuda_flags(wish: dict[str, Any]) -> None:
     ("version", "number", "dev"),
     [("v0.4.0", "0", "OFF"), ("b10276", "10276", None), ("v0.5.0-dev", "0", None)],
 )
-def test_reported_version(
-    wish: dict[str, Any], version: str, number: str, dev: str | None
-) -> None:
+def test_reported_version(wish: dict[str, Any], version: str, number: str, dev: str | None) -> None:
     flags = release.cmake_flags(wish | {"version": version})
     assert flags["LLAMA_BUILD_NUMBER"] == number
     assert flags["LLAMA_BUILD_COMMIT"] == version

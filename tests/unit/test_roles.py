@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
 
 from tests.unit.conftest import PROJECT
 
@@ -59,15 +60,11 @@ def test_preflight_checks_every_role() -> None:
 
 
 def test_roles_hold_no_python() -> None:
-    assert [path for path in PROJECT.glob("roles/**/*.py")] == []
+    assert list(PROJECT.glob("roles/**/*.py")) == []
 
 
 @pytest.mark.parametrize("name", ["demo", "example", "kloros"])
-def test_inventory_is_sound(
-    name: str, wishes: dict[str, Any], host: dict[str, Any]
-) -> None:
-    from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
-
+def test_inventory_is_sound(name: str, wishes: dict[str, Any], host: dict[str, Any]) -> None:
     variables = read(PROJECT / f"inventories/{name}/group_vars/all.yml")
     wishes["gguf_models"]["models"] = variables["gguf_models"]
     wishes["llama_instances"]["instances"] = variables["llama_instances"]

@@ -31,7 +31,7 @@ def warning(key: str, found: str, needed: str, cure: str) -> Finding:
 
 
 def render(findings: Iterable[Finding]) -> list[str]:
-    """All findings, errors first, as lines for one message (a list: Ansible prints it line-wise)."""
+    """All findings, errors first, as lines of one message (Ansible prints a list line-wise)."""
     lines: list[str] = []
     for finding in sorted(findings, key=lambda item: item["level"] != "error"):
         lines.append(f"{finding['level'].upper()} {finding['key']}: {finding['found']}")

@@ -98,7 +98,10 @@ def systemd_version() -> int | None:
 def memory_mib() -> int:
     """Memory of the host, or of the container's own limit where that is lower, in MiB."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+    for limit in (
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ):
         try:
             total = min(total, int(limit.read_text(encoding="ascii")))
         except (OSError, ValueError):
@@ -145,7 +148,9 @@ def missing_packages(names: Iterable[str]) -> list[str]:
     wanted = list(names)
     if not wanted:
         return []
-    _, output = run(["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\\n", *wanted])
+    _, output = run(
+        ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\\n", *wanted]
+    )
     installed = {line.split()[0] for line in output.splitlines() if line.endswith(" installed")}
     return [name for name in wanted if name not in installed]
 
@@ -182,10 +187,11 @@ def parse_listening(tables: Mapping[str, str]) -> dict[int, tuple[int, str]]:
 def _socket_owners(inodes: set[int]) -> dict[int, int]:
     """Socket inode to the lowest process id that holds it; other users' need root."""
     owners: dict[int, int] = {}
-    for process in sorted((int(entry) for entry in os.listdir("/proc") if entry.isdigit()), reverse=True):
+    processes = (int(path.name) for path in Path("/proc").glob("[1-9]*"))
+    for process in sorted(processes, reverse=True):
         try:
-            for link in os.scandir(f"/proc/{process}/fd"):
-                target = os.readlink(link.path)
+            for link in Path(f"/proc/{process}/fd").iterdir():
+                target = str(link.readlink())
                 if target.startswith("socket:[") and int(target[8:-1]) in inodes:
                     owners[int(target[8:-1])] = process
         except OSError:

@@ -63,17 +63,17 @@ def packages(llama_cpp: Mapping[str, Any]) -> list[str]:
 def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
     """Measure the wishes against the host.
 
-    `wishes` has `user` (a name), `any_system` (bool), `llama_cpp`, `gguf_models` and `llama_instances` (each a mapping
-    of that role's settings); `host` is what module `host_info` returned. Returns `plan` (plain
-    data, without secrets) and `findings`; a plan with errors among its findings must not be
-    carried out.
+    `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
+    `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
+    returned. Returns `plan` (plain data, without secrets) and `findings`; a plan with errors among
+    its findings must not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
     raw_models = models_wish["models"]
     names = list(raw_models) if isinstance(raw_models, Mapping) else []
     instances, instance_findings = check_instances(instances_wish["instances"], names)
-    # An instance of a model that is itself at fault cannot be planned; the model's own finding says why.
+    # An instance of a faulty model cannot be planned; the model's own finding says why.
     usable = {
         name: wish for name, wish in instances.items() if set(_models_of(wish)) <= models.keys()
     }
@@ -86,7 +86,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         *_machine_findings(host["machine"], wishes["any_system"]),
         *_user_findings(wishes["user"], host["users"]),
         *_port_findings(planned, host["listeners"]),
-        *_disk_findings(wishes, host["disks"], llama_cpp),
+        *_disk_findings(llama_cpp, host["disks"]),
     ]
     retired = sorted(set(host["units"]) - {instance["unit"] for instance in planned})
     plan = {
@@ -186,12 +186,7 @@ def _llama_cpp(
         "archive": {"sha256": wish["archive_sha256"], "subdir": wish["archive_subdir"]},
         "package": {"sha256": wish["package_sha256"]},
     }
-    if source == "archive":
-        needed = ("archive", "archive_sha256")
-    elif source == "package":
-        needed = ("package", "package_sha256")
-    else:
-        needed = ()
+    needed = () if source == "git" else (source, f"{source}_sha256")
     found.extend(
         error(
             f"llama_cpp_{key}",
@@ -235,7 +230,9 @@ def _machine_findings(machine: Mapping[str, Any], any_system: bool) -> list[Find
         cure = "set ansible_python_interpreter to a newer one"
         found.append(error("python", machine["python"], f"{oldest} or newer", cure))
     if machine["systemd"] is None or machine["systemd"] < OLDEST_SYSTEMD:
-        shown = "it is not the init system" if machine["systemd"] is None else str(machine["systemd"])
+        shown = (
+            "it is not the init system" if machine["systemd"] is None else str(machine["systemd"])
+        )
         cure = "use a host that systemd has booted"
         found.append(error("systemd", shown, f"{OLDEST_SYSTEMD} or newer", cure))
     return found
@@ -282,7 +279,7 @@ def _port_findings(
 
 
 def _disk_findings(
-    wishes: Mapping[str, Any], disks: Mapping[str, Mapping[str, Any]], llama_cpp: Mapping[str, Any]
+    llama_cpp: Mapping[str, Any], disks: Mapping[str, Mapping[str, Any]]
 ) -> list[Finding]:
     """Room for the build and the release; a model's own size is checked when it is fetched."""
     backend = llama_cpp["backend"]

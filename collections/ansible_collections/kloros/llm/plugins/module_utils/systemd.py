@@ -85,4 +85,3 @@ def last_words(unit: str, since: float, lines: int = 25) -> list[str]:
         if message:
             messages.append(str(message))
     return messages[-lines:]
-

@@ -97,7 +97,9 @@ MODEL_KEYS: Final[Mapping[str, Key]] = {
         required=True,
     ),
     "sha256": Key("64 lower-case hexadecimal digits", _matches(_SHA256)),
-    "aliases": Key("a list of further names that clients use", _is_list_of(_matches(_MODEL_NAME)), []),
+    "aliases": Key(
+        "a list of further names that clients use", _is_list_of(_matches(_MODEL_NAME)), []
+    ),
     "file": Key("a file name ending in .gguf, without a folder", _matches(_FILE_NAME)),
 }
 
@@ -109,7 +111,9 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
     "context": Key(
         "tokens a slot: an integer from 256, or {want: N, min: M} with M not above N", _is_context
     ),
-    "parallel": Key("the number of slots, an integer from 1 to 256", lambda v: _is_integer(v, 1, 256)),
+    "parallel": Key(
+        "the number of slots, an integer from 1 to 256", lambda v: _is_integer(v, 1, 256)
+    ),
     "kv_cache": Key(
         f"a list of KV cache types, best first, out of: {', '.join(KV_CACHE_TYPES)}",
         lambda v: bool(v) and _is_list_of(lambda item: item in KV_CACHE_TYPES)(v),
@@ -121,7 +125,9 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         lambda v: v in ("all", "auto") or _is_integer(v, 0, 1000),
         "all",
     ),
-    "threads": Key("the number of CPU threads, an integer from 1", lambda v: _is_integer(v, 1, 1024)),
+    "threads": Key(
+        "the number of CPU threads, an integer from 1", lambda v: _is_integer(v, 1, 1024)
+    ),
     "draft_model": Key("the name of an entry of gguf_models", _is_text),
     "lora": Key(
         "a list of entries of gguf_models, each a name or {model: name, scale: number}",
@@ -133,7 +139,9 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
     "metrics": Key("true or false", _is_boolean, True),
     "api_key": Key("a secret of at least 16 printable characters, best from a vault", _is_text),
     "extra": Key(
-        "a mapping of llama-server's long option names to values", lambda v: isinstance(v, Mapping), {}
+        "a mapping of llama-server's long option names to values",
+        lambda v: isinstance(v, Mapping),
+        {},
     ),
 }
 
@@ -304,7 +312,9 @@ def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> 
             )
     if wish["embeddings"] and wish["rerank"]:
         one = "one instance for each"
-        found.append(error(f"{path}.rerank", "embeddings is on too", one, "turn one of the two off"))
+        found.append(
+            error(f"{path}.rerank", "embeddings is on too", one, "turn one of the two off")
+        )
     if wish["api_key"] and len(wish["api_key"]) < 16:
         form = INSTANCE_KEYS["api_key"].accepts
         found.append(error(f"{path}.api_key", "a shorter one", form, "use a longer secret"))

@@ -108,7 +108,6 @@ units:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kloros.llm.plugins.module_utils import host_facts
 from ansible_collections.kloros.llm.plugins.module_utils.systemd import UNIT_DIR, UNIT_PREFIX
 

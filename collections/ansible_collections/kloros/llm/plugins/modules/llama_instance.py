@@ -104,7 +104,6 @@ import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kloros.llm.plugins.module_utils.host_facts import listeners, run
 from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
     UnitState,

@@ -1,0 +1,3 @@
+#include <stdio.h>
+const char *version(void);
+int main(void) { return puts(version()) < 0; }

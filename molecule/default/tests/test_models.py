@@ -1,0 +1,138 @@
+"""Downloads onto a host: cut, killed, corrupted, unreachable, without room."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import INVENTORY, PROJECT, Hub, Play, host_name, load
+from testinfra.host import Host
+
+FOLDER = "/var/lib/kloros-llm/models"
+COPY = "second-copy.gguf"
+SOURCE = load(INVENTORY / "group_vars/all.yml")["gguf_models"]["smollm2:135m"]["source"]
+SIZE_BYTES = 98362432
+
+
+@pytest.fixture
+def more(host: Host, models: dict[str, Any]) -> Any:
+    """The wished models and a second copy of the real one, which is removed afterwards."""
+    yield {**models, "copy:135m": {"source": SOURCE, "file": COPY}}
+    host.check_output(f"sh -c 'rm -f {FOLDER}/{COPY}*'")
+
+
+def leftovers(host: Host) -> list[str]:
+    names: list[str] = host.check_output(f"sh -c 'ls {FOLDER} | grep {COPY} || true'").split()
+    return names
+
+
+def digest(host: Host, path: str) -> str:
+    return str(host.check_output(f"sha256sum {path}")).split()[0]
+
+
+def original(host: Host) -> str:
+    return digest(host, f"{FOLDER}/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_a_connection_that_breaks_is_resumed(host: Host, play: Play, hub: Hub, more: Any) -> None:
+    hub.fault(cut_after_bytes=30_000_000, cut_times=2)
+    run = play(gguf_models=more)
+    assert run.returncode == 0, run.output
+    assert digest(host, f"{FOLDER}/{COPY}") == original(host)
+    ranges = [record["range"] for record in hub.asked() if record["listener"] == "cdn"]
+    assert any(text and not text.startswith("bytes=0-") for text in ranges), ranges
+
+
+def test_a_killed_download_is_resumed_and_progress_is_shown(
+    host: Host, play: Play, hub: Hub, more: Any
+) -> None:
+    hub.fault(bytes_per_s=20_000_000)
+    variables = PROJECT / ".testbed" / f"killed-{host_name(host)}.json"
+    variables.write_text(json.dumps({"gguf_models": more}), encoding="utf-8")
+    command = [
+        "ansible-playbook",
+        "site.yml",
+        f"--inventory={INVENTORY}",
+        f"--limit={host_name(host)}",
+        f"--extra-vars=@{variables}",
+    ]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as playbook:
+        ends = time.monotonic() + 120
+        part = f"{FOLDER}/{COPY}.part"
+        while time.monotonic() < ends:
+            if int(host.check_output(f"sh -c 'stat -c %s {part} 2>/dev/null || echo 0'")) > 20e6:
+                break
+            time.sleep(0.2)
+        assert host.run("pkill -KILL -f [A]nsiballZ_gguf_model").rc == 0
+        output, _ = playbook.communicate(timeout=120)
+    variables.unlink()
+    assert playbook.returncode != 0
+    assert not host.file(f"{FOLDER}/{COPY}").exists
+    assert "model copy:135m" in output
+    assert "ETA" in output
+
+    hub.mend()
+    run = play(gguf_models=more)
+    assert run.returncode == 0, run.output
+    assert digest(host, f"{FOLDER}/{COPY}") == original(host)
+    (again,) = [record["range"] for record in hub.asked() if record["listener"] == "cdn"]
+    assert int(again.removeprefix("bytes=").split("-")[0]) > 20_000_000
+
+
+def test_a_corrupted_download_is_refused_and_removed(
+    host: Host, play: Play, hub: Hub, more: Any
+) -> None:
+    hub.fault(corrupt_at=50_000_000)
+    run = play(gguf_models=more)
+    assert run.returncode != 0
+    assert original(host) in run.output
+    assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_wrong_digest_in_the_inventory_is_refused(host: Host, play: Play, more: Any) -> None:
+    more["copy:135m"]["sha256"] = hashlib.sha256(b"another file").hexdigest()
+    run = play(gguf_models=more)
+    assert run.returncode != 0
+    assert more["copy:135m"]["sha256"] in run.output
+    assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
+
+
+def test_a_hub_that_cannot_be_reached(host: Host, play: Play, more: Any) -> None:
+    run = play(gguf_models=more, gguf_models_hf_endpoint="http://127.0.0.1:9")
+    assert run.returncode != 0
+    assert "127.0.0.1:9" in run.output
+    assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
+
+
+@pytest.mark.usefixtures("hub")
+def test_no_room(host: Host, play: Play, more: Any) -> None:
+    """On a file system that is too small, nothing is begun."""
+    folder = "/mnt/small-models"
+    host.check_output(f"mkdir -p {folder}")
+    host.check_output(f"mount -t tmpfs -o size=200m tmpfs {folder}")
+    try:
+        run = play(
+            playbook=str(Path("molecule/default/models_only.yml")),
+            gguf_models=more,
+            gguf_models_dir=folder,
+            gguf_models_reserve_mib=64,
+            llama_instances={},
+            preflight_plan_file=f"{folder}/plan.json",
+        )
+        assert run.returncode != 0
+        assert "MiB" in run.output
+        assert folder in run.output
+        found = host.check_output(f"ls {folder}").split()
+        # The first of the two copies fits, the second does not, and leaves nothing.
+        assert [
+            name for name in found if name.startswith(COPY) and not name.endswith(".lock")
+        ] == []
+        assert "SmolLM2-135M-Instruct.Q4_1.gguf" in found
+    finally:
+        host.check_output(f"umount {folder}")
