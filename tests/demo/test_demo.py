@@ -65,13 +65,13 @@ def test_progress_was_shown_while_it_was_built(demo: str) -> None:
 @pytest.mark.parametrize("port", [18080, 18081])
 def test_both_instances_answer_on_the_machine(port: int) -> None:
     question = {
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "In one sentence: what is a voice assistant?"}],
         "max_tokens": 24,
         "temperature": 0,
     }
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     answer = requests.post(url, json=question, timeout=60).json()
-    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert "assistant" in answer["choices"][0]["message"]["content"]
 
 
 @pytest.mark.usefixtures("demo")

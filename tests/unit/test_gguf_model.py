@@ -185,6 +185,8 @@ def token_in_process_list() -> list[str]:
 
 
 def test_a_loop_over_models(runner: PlayRunner, args: dict[str, Any], models: Path) -> None:
+    """With pipelining, which is how the project runs; the other plays here do without."""
+    runner.settings["ANSIBLE_PIPELINING"] = "1"
     args |= {"name": "{{ item }}", "file": "{{ item }}.gguf"}
     run = runner.play("gguf_model", args, loop=["one", "two"])
     assert run.rc == 0, run.output

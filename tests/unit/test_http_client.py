@@ -93,11 +93,11 @@ def test_a_head_can_stop_before_the_cdn(client: HttpClient) -> None:
 
 def test_the_token_does_not_come_back_with_a_redirect_back(client: HttpClient) -> None:
     with StandInWeb(always(Reply())) as other, StandInWeb(always(Reply(body=b"x"))) as hub:
-        hub.answer = in_turn(redirect(other.url + "/away"), Reply(body=b"x"))
+        hub.answer = in_turn(redirect(other.url + "/away"), redirect("/end"), Reply(body=b"x"))
         other.answer = always(redirect(hub.url + "/back"))
         client.request("GET", hub.url + "/start", token=TOKEN).__exit__()
     sent = {asked.path: "authorization" in asked.headers for asked in [*hub.asked, *other.asked]}
-    assert sent == {"/start": True, "/away": False, "/back": False}
+    assert sent == {"/start": True, "/away": False, "/back": False, "/end": False}
 
 
 @pytest.mark.parametrize(

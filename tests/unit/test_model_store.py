@@ -241,6 +241,7 @@ def test_a_part_of_another_version_is_not_continued(
     outcome = store.fetch(wish(models, HF_SOURCE, hub.url))
     assert_in_place(outcome, models)
     assert outcome.bytes_resumed == 0
+    assert body_requests(hub) == [None]
 
 
 def test_a_part_without_its_identity_is_not_continued(
@@ -631,7 +632,8 @@ def test_a_wrong_range_is_not_appended(store: ModelStore, models: Path) -> None:
             cut = 1000 if len(web.asked) < 3 else None
             return Reply(200, MODEL, {"ETag": '"1"'}, cut_after=cut)
         total = len(MODEL)
-        return Reply(206, MODEL[500:], {"Content-Range": f"bytes 500-{total - 1}/{total}"})
+        headers = {"Content-Range": f"bytes 500-{total - 1}/{total}", "ETag": '"1"'}
+        return Reply(206, MODEL[500:], headers)
 
     with StandInWeb(answer) as web:
         assert_in_place(store.fetch(plain(models, web)), models)

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import requests
+import testinfra
 import yaml
 from testinfra.host import Host
 
 PROJECT = Path(__file__).resolve().parents[3]
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+KEY = PROJECT / ".testbed/id_ed25519"
 BIN = Path(sys.executable).parent
 
 
@@ -40,6 +42,29 @@ class Run:
 
 
 Play = Callable[..., Run]
+
+
+def hosts() -> dict[str, int]:
+    """The test hosts of the inventory, name to SSH port."""
+    listed = load(INVENTORY / "hosts.yml")["all"]["children"]["test_hosts"]["hosts"]
+    return {name: settings["ansible_port"] for name, settings in listed.items()}
+
+
+def only_on(name: str) -> pytest.MarkDecorator:
+    """Mark tests of what no distribution does differently, so that one host shows it."""
+    return pytest.mark.parametrize("host", [name], indirect=True, scope="session")
+
+
+# testinfra itself takes inventory variables as they stand, without Jinja.
+@pytest.fixture(scope="session", params=hosts())
+def host(request: pytest.FixtureRequest) -> Host:
+    """Each test host, as root."""
+    return testinfra.get_host(
+        f"ssh://admin@127.0.0.1:{hosts()[request.param]}",
+        sudo=True,
+        ssh_identity_file=str(KEY),
+        ssh_extra_args=f"-o UserKnownHostsFile={KEY}.known_hosts",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +92,28 @@ def models() -> dict[str, Any]:
 
 
 def host_name(host: Host) -> str:
-    name: str = host.backend.host
-    return name
+    """The host's name in the inventory."""
+    names = {str(port): name for name, port in hosts().items()}
+    return names[str(host.backend.host.port)]
 
 
 @pytest.fixture
-def play(host: Host) -> Play:
+def play(host: Host, tmp_path: Path) -> Play:
     """Run a playbook of the project against this host, as a user does."""
 
     def run(
         *arguments: str, playbook: str = "site.yml", verbose: bool = False, **variables: Any
     ) -> Run:
+        # In a file, so that no secret stands in the argument list, which -vvv shows.
+        given = tmp_path / "variables.json"
+        given.write_text(json.dumps(variables), encoding="utf-8")
         done = subprocess.run(
             [
                 str(BIN / "ansible-playbook"),
                 playbook,
                 f"--inventory={INVENTORY}",
                 f"--limit={host_name(host)}",
-                f"--extra-vars={json.dumps(variables)}",
+                f"--extra-vars=@{given}",
                 *(["-vvv"] if verbose else []),
                 *arguments,
             ],

@@ -20,12 +20,12 @@ def instance(request: pytest.FixtureRequest) -> str:
 
 def test_it_answers(host: Host, wishes: dict[str, Any], instance: str) -> None:
     question = {
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "In one sentence: what is a voice assistant?"}],
         "max_tokens": 24,
         "temperature": 0,
     }
     answer = get(host, wishes[instance]["port"], "/v1/chat/completions", data=question)
-    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert "assistant" in answer["choices"][0]["message"]["content"]
     assert answer["model"] == "smollm2:135m"
 
 

@@ -6,13 +6,15 @@ import hashlib
 import json
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import INVENTORY, PROJECT, Hub, Play, host_name, load
+from conftest import INVENTORY, PROJECT, Hub, Play, Run, host_name, load, only_on
 from testinfra.host import Host
 
+pytestmark = only_on("kloros-trixie")
+
+PLAYBOOK = "molecule/default/models_only.yml"
 FOLDER = "/var/lib/kloros-llm/models"
 COPY = "second-copy.gguf"
 SOURCE = load(INVENTORY / "group_vars/all.yml")["gguf_models"]["smollm2:135m"]["source"]
@@ -24,6 +26,17 @@ def more(host: Host, models: dict[str, Any]) -> Any:
     """The wished models and a second copy of the real one, which is removed afterwards."""
     yield {**models, "copy:135m": {"source": SOURCE, "file": COPY}}
     host.check_output(f"sh -c 'rm -f {FOLDER}/{COPY}*'")
+
+
+@pytest.fixture
+def fetch(play: Play) -> Any:
+    """Run preflight and the role gguf_models alone."""
+
+    def run(**variables: Any) -> Run:
+        settings = {"llama_instances": {}, "preflight_plan_file": "/run/trial-plan.json"}
+        return play(playbook=PLAYBOOK, **settings, **variables)
+
+    return run
 
 
 def leftovers(host: Host) -> list[str]:
@@ -39,9 +52,9 @@ def original(host: Host) -> str:
     return digest(host, f"{FOLDER}/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def test_a_connection_that_breaks_is_resumed(host: Host, play: Play, hub: Hub, more: Any) -> None:
+def test_a_connection_that_breaks_is_resumed(host: Host, fetch: Any, hub: Hub, more: Any) -> None:
     hub.fault(cut_after_bytes=30_000_000, cut_times=2)
-    run = play(gguf_models=more)
+    run = fetch(gguf_models=more)
     assert run.returncode == 0, run.output
     assert digest(host, f"{FOLDER}/{COPY}") == original(host)
     ranges = [record["range"] for record in hub.asked() if record["listener"] == "cdn"]
@@ -49,14 +62,19 @@ def test_a_connection_that_breaks_is_resumed(host: Host, play: Play, hub: Hub, m
 
 
 def test_a_killed_download_is_resumed_and_progress_is_shown(
-    host: Host, play: Play, hub: Hub, more: Any
+    host: Host, fetch: Any, hub: Hub, more: Any
 ) -> None:
     hub.fault(bytes_per_s=20_000_000)
     variables = PROJECT / ".testbed" / f"killed-{host_name(host)}.json"
-    variables.write_text(json.dumps({"gguf_models": more}), encoding="utf-8")
+    settings = {
+        "gguf_models": more,
+        "llama_instances": {},
+        "preflight_plan_file": "/run/trial-plan.json",
+    }
+    variables.write_text(json.dumps(settings), encoding="utf-8")
     command = [
         "ansible-playbook",
-        "site.yml",
+        PLAYBOOK,
         f"--inventory={INVENTORY}",
         f"--limit={host_name(host)}",
         f"--extra-vars=@{variables}",
@@ -77,7 +95,7 @@ def test_a_killed_download_is_resumed_and_progress_is_shown(
     assert "ETA" in output
 
     hub.mend()
-    run = play(gguf_models=more)
+    run = fetch(gguf_models=more)
     assert run.returncode == 0, run.output
     assert digest(host, f"{FOLDER}/{COPY}") == original(host)
     (again,) = [record["range"] for record in hub.asked() if record["listener"] == "cdn"]
@@ -85,45 +103,42 @@ def test_a_killed_download_is_resumed_and_progress_is_shown(
 
 
 def test_a_corrupted_download_is_refused_and_removed(
-    host: Host, play: Play, hub: Hub, more: Any
+    host: Host, fetch: Any, hub: Hub, more: Any
 ) -> None:
     hub.fault(corrupt_at=50_000_000)
-    run = play(gguf_models=more)
+    run = fetch(gguf_models=more)
     assert run.returncode != 0
     assert original(host) in run.output
     assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_wrong_digest_in_the_inventory_is_refused(host: Host, play: Play, more: Any) -> None:
+def test_a_wrong_digest_in_the_inventory_is_refused(host: Host, fetch: Any, more: Any) -> None:
     more["copy:135m"]["sha256"] = hashlib.sha256(b"another file").hexdigest()
-    run = play(gguf_models=more)
+    run = fetch(gguf_models=more)
     assert run.returncode != 0
     assert more["copy:135m"]["sha256"] in run.output
     assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
 
 
-def test_a_hub_that_cannot_be_reached(host: Host, play: Play, more: Any) -> None:
-    run = play(gguf_models=more, gguf_models_hf_endpoint="http://127.0.0.1:9")
+def test_a_hub_that_cannot_be_reached(host: Host, fetch: Any, more: Any) -> None:
+    run = fetch(gguf_models=more, gguf_models_hf_endpoint="http://127.0.0.1:9")
     assert run.returncode != 0
     assert "127.0.0.1:9" in run.output
     assert [name for name in leftovers(host) if not name.endswith(".lock")] == []
 
 
 @pytest.mark.usefixtures("hub")
-def test_no_room(host: Host, play: Play, more: Any) -> None:
+def test_no_room(host: Host, fetch: Any, more: Any) -> None:
     """On a file system that is too small, nothing is begun."""
     folder = "/mnt/small-models"
     host.check_output(f"mkdir -p {folder}")
     host.check_output(f"mount -t tmpfs -o size=200m tmpfs {folder}")
     try:
-        run = play(
-            playbook=str(Path("molecule/default/models_only.yml")),
+        run = fetch(
             gguf_models=more,
             gguf_models_dir=folder,
             gguf_models_reserve_mib=64,
-            llama_instances={},
-            preflight_plan_file=f"{folder}/plan.json",
         )
         assert run.returncode != 0
         assert "MiB" in run.output

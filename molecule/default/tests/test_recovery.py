@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from conftest import PROJECT, get, host_name, main_pid
+from conftest import PROJECT, get, host_name, main_pid, only_on
 from testinfra.host import Host
 
 DEADLINE_S = 120
@@ -33,6 +33,7 @@ def test_a_killed_server_comes_back(host: Host) -> None:
     assert main_pid(host, "code") == other
 
 
+@only_on("kloros-trixie")
 def test_a_server_that_keeps_failing_stays_failed(host: Host) -> None:
     """The restart limit holds, and the next start by hand works."""
     unit = "kloros-llama-live.service"

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Play, Run
+from conftest import Play, Run, only_on
 from testinfra.host import Host
+
+pytestmark = only_on("kloros-bookworm")
 
 STAND_IN = Path(__file__).resolve().parents[1] / "stand_in_llama_cpp"
 REPOSITORY = "/srv/llama.cpp"

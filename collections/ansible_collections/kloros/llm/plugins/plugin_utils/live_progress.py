@@ -163,8 +163,8 @@ class LiveProgressAction(ActionBase):
             )
         finally:
             self._task.async_val = 0
-            # The wrapper's answer turns this off for the whole action; polling makes more
-            # temporary directories, which have to go.
+            # The wrapper's answer turns this off, since the wrapper tidies up itself; _clean_up
+            # does not wait for that.
             self._cleanup_remote_tmp = True
         return started, payload
 
@@ -232,7 +232,7 @@ class LiveProgressAction(ActionBase):
         try:
             doomed = " ".join(shlex.quote(path) for path in paths if path)
             self._low_level_execute_command(f"rm -rf {doomed}")
-            # The wrapper removes it some seconds later; it may hold secrets, so do not wait. The
+            # The wrapper would remove it up to 5 s later; it may hold secrets, so do not wait. The
             # call forgets the directory that polling uses, which ActionBase.cleanup is to remove.
             in_use = self._connection._shell.tmpdir
             if payload:
