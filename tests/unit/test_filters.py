@@ -84,7 +84,7 @@ def test_option_that_the_binary_does_not_know(
             claim(
                 "(found | length) == 1",
                 "found[0].key == 'llama_instances.live.extra.top-kk'",
-                "'top-k' in found[0].cure",
+                "'--top-k' in found[0].needed",
             )
         ],
         wishes=wishes,

@@ -98,6 +98,7 @@ class ServerOption:
 
 
 _FROM_GPUS = "set `gpus`; the plan decides how the model lies on them"
+_IN_FRONT = "TLS and paths are for a proxy in front; an instance is asked for its /health plainly"
 
 MANAGED: Mapping[str, ManagedOption] = {
     "model": ManagedOption(
@@ -128,6 +129,17 @@ MANAGED: Mapping[str, ManagedOption] = {
         "LLAMA_ARG_CTX_SIZE", ("-c", "--ctx-size"), "set `context`, in tokens a slot"
     ),
     "parallel": ManagedOption("LLAMA_ARG_N_PARALLEL", ("-np", "--parallel"), "set `parallel`"),
+    "kv-unified": ManagedOption(
+        "LLAMA_ARG_KV_UNIFIED",
+        ("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified"),
+        "every slot has the `context` it was given",
+    ),
+    "kv-unified-per-slot": ManagedOption(
+        "LLAMA_ARG_KV_UNIFIED_PER_SLOT", ("--kv-unified-per-slot",), "set `context`"
+    ),
+    "ssl-key-file": ManagedOption("LLAMA_ARG_SSL_KEY_FILE", ("--ssl-key-file",), _IN_FRONT),
+    "ssl-cert-file": ManagedOption("LLAMA_ARG_SSL_CERT_FILE", ("--ssl-cert-file",), _IN_FRONT),
+    "api-prefix": ManagedOption("LLAMA_ARG_API_PREFIX", ("--api-prefix",), _IN_FRONT),
     "device": ManagedOption("LLAMA_ARG_DEVICE", ("-dev", "--device"), _FROM_GPUS),
     "gpu-layers": ManagedOption(
         "LLAMA_ARG_N_GPU_LAYERS", ("-ngl", "--gpu-layers", "--n-gpu-layers"), _FROM_GPUS

@@ -23,11 +23,17 @@ def _place(gpus: Sequence[Any]) -> str:
 def table(plan: Mapping[str, Any]) -> list[str]:
     """The whole plan: llama.cpp, models and instances."""
     machine, llama_cpp = plan["machine"], plan["llama_cpp"]
+    if llama_cpp["source"] == "package":
+        release = llama_cpp["package"].rsplit("/", 1)[-1]
+    else:
+        release = (
+            f"{llama_cpp['version']} ({llama_cpp['backend']}) from {llama_cpp['source']}, "
+            f"{llama_cpp['jobs']} compilers at once"
+        )
     lines = [
         f"host       {machine['os']['name']}, {machine['architecture']}, {machine['cpus']} CPUs, "
         f"{machine['memory_mib']} MiB, systemd {machine['systemd']}",
-        f"llama.cpp  {llama_cpp['version']} ({llama_cpp['backend']}) from {llama_cpp['source']}, "
-        f"{llama_cpp['jobs']} compilers at once",
+        f"llama.cpp  {release}",
     ]
     if plan["models"]:
         models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
