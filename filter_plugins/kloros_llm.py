@@ -10,7 +10,8 @@ from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kloros.llm.plugins.module_utils import (
     findings,
-    llama_options,
+    llama_help,
+    llama_option_check,
     plan,
     plan_text,
     release,
@@ -60,11 +61,11 @@ def llama_help_findings(
     instances: Iterable[Mapping[str, Any]], help_text: str
 ) -> list[findings.Finding]:
     """What the installed llama-server does not know of the instances' variables and options."""
-    options = llama_options.parse_help(help_text)
+    options = llama_help.parse_help(help_text)
     return [
         finding
         for instance in instances
-        for finding in llama_options.help_findings(
+        for finding in llama_option_check.help_findings(
             f"llama_instances.{instance['name']}", instance["environment"], options
         )
     ]

@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.llama_environment import (
+    PlannedInstance,
+    instance_environment,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.llama_help import (
+    ServerOption,
+    parse_help,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.llama_option_check import help_findings
 from ansible_collections.kloros.llm.plugins.module_utils.llama_options import (
     MANAGED,
-    PlannedInstance,
-    ServerOption,
     extra_findings,
-    help_findings,
-    instance_environment,
-    parse_help,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.systemd_env import (
     render_env_file,

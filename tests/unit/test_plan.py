@@ -35,6 +35,23 @@ def test_smallest_wish_makes_a_plan(wishes: Data, host: Data) -> None:
     json.dumps(result)
 
 
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("::", "http://[::1]:8080"),
+        ("192.0.2.7", "http://192.0.2.7:8080"),
+    ],
+)
+def test_instance_is_asked_where_it_listens(
+    wishes: Data, host: Data, address: str, url: str
+) -> None:
+    wishes["llama_instances"]["host"] = address
+    assert make_plan(wishes, host)["plan"]["instances"][0]["url"] == url
+
+
 def test_context_is_for_each_slot(wishes: Data, host: Data) -> None:
     wishes["llama_instances"]["instances"]["live"] |= {"parallel": 3, "context": {"want": 4096}}
     (live,) = make_plan(wishes, host)["plan"]["instances"]

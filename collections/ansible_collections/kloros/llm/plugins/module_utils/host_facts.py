@@ -12,13 +12,14 @@ import os
 import platform
 import pwd
 import re
-import shutil
 import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypedDict
+
+from .disk_space import MIB, free_bytes, mount_point
 
 _LISTEN: Final = "0A"
 _UNIT_IN_CGROUP: Final = re.compile(r"/([^/]+\.service)(?:/|$)")
@@ -121,13 +122,11 @@ def cpu_digest() -> str:
 def disk(path: str) -> Disk:
     """Free space, for unprivileged users too, on the file system where `path` is or would be."""
     place = Path(path)
-    while not place.exists():
-        place = place.parent
-    place = place.resolve()
-    free_mib = shutil.disk_usage(place).free // 2**20
-    while not place.is_mount():
-        place = place.parent
-    return {"exists": Path(path).exists(), "mount": str(place), "free_mib": free_mib}
+    return {
+        "exists": place.exists(),
+        "mount": str(mount_point(place)),
+        "free_mib": free_bytes(place) // MIB,
+    }
 
 
 def user(name: str) -> User | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from . import release
 from .findings import Finding, error, warning
-from .llama_options import PlannedInstance, instance_environment
+from .llama_environment import PlannedInstance, instance_environment
 from .systemd import UNIT_DIR, UNIT_PREFIX
 from .wishes import check_instances, check_models, model_names
 
@@ -29,7 +29,7 @@ RUN_PACKAGES: Final = ("libgomp1",)
 
 _BUILD_DISK_MIB: Final = {"cpu": 2048, "cuda": 12288}
 _RELEASE_DISK_MIB: Final = {"cpu": 256, "cuda": 3072}
-_OPEN_ADDRESSES: Final = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 def unit_name(instance: str) -> str:
@@ -163,17 +163,22 @@ def _instance(
         "threads": wish["threads"],
         "extra": dict(wish["extra"]),
     }
-    # A server on every address answers on loopback too.
-    near = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(instance["host"], instance["host"])  # noqa: S104
     return {
         **instance,
         "unit": unit_name(name),
         "model": model,
         "modes": list(wish["modes"]),
         "model_files": [path(name) for name in _models_of(wish)],
-        "url": f"http://{near}:{instance['port']}",
+        "url": _url(instance["host"], instance["port"]),
         "environment": instance_environment(instance),
     }
+
+
+def _url(host: str, port: int) -> str:
+    """Where a server on that address is asked from its own host."""
+    # One that listens on every address answers on loopback too.
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
 
 
 def _llama_cpp(
@@ -271,7 +276,7 @@ def _port_findings(
             shown = f"port {instance['port']} is held by {holders}"
             cure = "give the instance another port, or stop the holder"
             found.append(error(f"{key}.port", shown, "a free port", cure))
-        if instance["host"] not in _OPEN_ADDRESSES and not instance["api_key"]:
+        if instance["host"] not in _LOOPBACK and not instance["api_key"]:
             shown = f"{instance['host']} is open to the network without a key"
             cure = "set api_key, or listen on 127.0.0.1, or see that a firewall stands before it"
             found.append(warning(f"{key}.host", shown, "an api_key or loopback", cure))
