@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.play_runner import PlayRunner
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 _HOST: dict[str, Any] = {
@@ -82,6 +84,12 @@ def wishes() -> dict[str, Any]:
             **part("llama_instances", ("host", "context", "parallel")),
         },
     }
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> PlayRunner:
+    """Runs a module of the collection in a play, in folders of its own."""
+    return PlayRunner(tmp_path / "ansible")
 
 
 @pytest.fixture

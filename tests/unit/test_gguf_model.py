@@ -32,11 +32,6 @@ def hub(tmp_path: Path) -> Iterator[StandInHub]:
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> PlayRunner:
-    return PlayRunner(tmp_path / "ansible")
-
-
-@pytest.fixture
 def models(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()

@@ -29,11 +29,6 @@ NINJA = r"^\[\s*(?P<done>\d+)/(?P<total>\d+)\]"
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> PlayRunner:
-    return PlayRunner(tmp_path / "ansible")
-
-
-@pytest.fixture
 def params(tmp_path: Path) -> dict[str, Any]:
     return {
         "argv": ["true"],

@@ -60,11 +60,6 @@ class Connection(Local):
 '''
 
 
-@pytest.fixture
-def runner(tmp_path: Path) -> PlayRunner:
-    return PlayRunner(tmp_path / "ansible")
-
-
 def progress(done: int, total: int | None = 100, **changes: Any) -> Progress:
     values: dict[str, Any] = {
         "label": "x",
