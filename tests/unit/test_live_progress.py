@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -161,31 +160,35 @@ def test_looking_at_the_host(tmp_path: Path) -> None:
     folder = tmp_path / "with blank"
     folder.mkdir()
     job = tmp_path / "job"
+    number = f"j{os.getpid()}{time.monotonic_ns()}"
 
     def look() -> tuple[bool, int | None, bool]:
-        command = look_command(f"{folder}/progress", str(job))
+        command = look_command(f"{folder}/progress", str(job), f"{number}.4711")
         output = subprocess.run(
             ["sh", "-c", command], check=True, capture_output=True, text=True
         ).stdout
         seen = parse_look("Welcome to Debian!\n" + output)
         assert seen is not None
         assert abs(seen.now - time.time()) < 60
-        return seen.directory_is_there, seen.progress and seen.progress["done"], seen.job_runs
+        return seen.job_is_alive, seen.progress and seen.progress["done"], seen.job_runs
 
     job.write_text('{"started": true, "finished": false, "ansible_job_id": "j1"}')
-    assert look() == (True, None, True)
-    ProgressFile(str(folder / "progress"), "x", "steps").start("x", 10, 3)
-    assert look() == (True, 3, True)
-    # ansible-core before 2.19 writes numbers
-    job.write_text('{"started": 1, "finished": 0, "ansible_job_id": "j1"}')
-    assert look() == (True, 3, True)
-    job.write_text('{"changed": true, "msg": "' + "x" * 2000 + '"}')
-    assert look() == (True, 3, False)
-    shutil.rmtree(folder)
-    assert look() == (False, None, False)
+    assert look() == (False, None, True)
+    # As the wrapper is started: the job's number is an argument of its own.
+    with subprocess.Popen(["sh", "-c", "sleep 60; exit", "wrapper", number]) as wrapper:
+        assert look() == (True, None, True)
+        ProgressFile(str(folder / "progress"), "x", "steps").start("x", 10, 3)
+        assert look() == (True, 3, True)
+        # ansible-core before 2.19 writes numbers
+        job.write_text('{"started": 1, "finished": 0, "ansible_job_id": "j1"}')
+        assert look() == (True, 3, True)
+        job.write_text('{"changed": true, "msg": "' + "x" * 2000 + '"}')
+        assert look() == (True, 3, False)
+        wrapper.kill()
+    assert look() == (False, 3, False)
 
 
-@pytest.mark.parametrize("output", ["", "Welcome\n", "kloros-llm-progress 1 there\n"])
+@pytest.mark.parametrize("output", ["", "Welcome\n", "kloros-llm-progress 1 alive\n"])
 def test_an_answer_that_is_not_whole(output: str) -> None:
     assert parse_look(output) is None
 
@@ -223,12 +226,11 @@ def test_a_broken_connection_does_not_harm_the_job(runner: PlayRunner, tmp_path:
     assert runner.left_over() == []
 
 
-def test_a_rebooted_host_is_told(runner: PlayRunner, tmp_path: Path) -> None:
+def test_a_job_that_was_killed_is_told(runner: PlayRunner, tmp_path: Path) -> None:
+    """Also what a reboot looks like: no process, and the job's file still says that it runs."""
     process = runner.start("live_command", command(tmp_path, "echo $$ > pid; exec sleep 600"))
     wait_until((tmp_path / "pid").exists)
-    # What a reboot leaves: no temporary directory, but still the job's file.
-    for folder in runner.tmp.glob("kloros-llm.*"):
-        shutil.rmtree(folder)
+    subprocess.run(["pkill", "-KILL", "-f", f"{runner.remote_tmp}/.*AnsiballZ"], check=True)
     run = runner.finish(process)
     os.kill(int((tmp_path / "pid").read_text()), 9)
     assert run.result["failed"]

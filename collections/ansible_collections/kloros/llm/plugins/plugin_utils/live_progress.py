@@ -34,8 +34,8 @@ SHOW_EVERY_S = 15.0
 MAX_OUTAGE_S = 300.0
 # The wrapper wants a limit; the modules have time-outs of their own.
 JOB_LIMIT_S = 7 * 24 * 3600
-# Looks this many times for a vanished directory before believing it.
-VANISHED_LOOKS = 3
+# Looks this many times for a job that is gone before believing it.
+LOST_LOOKS = 3
 _MARK = "kloros-llm-progress"
 _ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 
@@ -45,7 +45,7 @@ class Look:
     """What one look at the host gave. `now` is in the host's clock."""
 
     now: float
-    directory_is_there: bool
+    job_is_alive: bool
     progress: Progress | None
     job_runs: bool
 
@@ -76,12 +76,15 @@ class Watcher:
         return here - before >= SHOW_EVERY_PERCENT or now - self._shown_at >= SHOW_EVERY_S
 
 
-def look_command(progress_file: str, results_file: str) -> str:
+def look_command(progress_file: str, results_file: str, job_id: str) -> str:
     """A shell command that tells time, progress and state of the job at once."""
     progress, results = shlex.quote(progress_file), shlex.quote(results_file)
-    directory = shlex.quote(posixpath.dirname(progress_file))
+    # The wrapper has the job's number as one of its arguments, and lives as long as the module
+    # does. The brackets keep grep from finding its own argument.
+    number = shlex.quote(f"[{job_id[0]}]{job_id[1:].split('.', maxsplit=1)[0]}")
+    alive = f"grep -qszx {number} /proc/[0-9]*/cmdline"
     return (
-        f"echo; echo {_MARK} $(date +%s.%N) $(test -d {directory} && echo there || echo gone); "
+        f"echo; echo {_MARK} $(date +%s.%N) $({alive} && echo alive || echo gone); "
         f"cat {progress} 2>/dev/null; echo; head -c 512 {results} 2>/dev/null; echo"
     )
 
@@ -93,7 +96,7 @@ def parse_look(output: str) -> Look | None:
         words = line.split()
         if words[:1] == [_MARK] and len(words) == 3 and len(lines) > index + 2:
             progress, job = lines[index + 1 : index + 3]
-            return Look(float(words[1]), words[2] == "there", parse(progress), _runs(job))
+            return Look(float(words[1]), words[2] == "alive", parse(progress), _runs(job))
     return None
 
 
@@ -173,10 +176,10 @@ class LiveProgressAction(ActionBase):
     ) -> dict[str, Any]:
         show = (lambda _: None) if self._task.no_log else Display().display
         watcher = Watcher(str(task_vars.get("inventory_hostname", "")), show)
-        command = look_command(progress_file, started["results_file"])
+        command = look_command(progress_file, started["results_file"], started["ansible_job_id"])
         intervals = iter(POLL_INTERVALS_S)
         answered_at = time.monotonic()
-        vanished = 0
+        lost = 0
         while True:
             time.sleep(next(intervals, POLL_INTERVAL_S))
             try:
@@ -189,15 +192,15 @@ class LiveProgressAction(ActionBase):
                 continue
             if look is not None:
                 answered_at = time.monotonic()
-                vanished = 0 if look.directory_is_there else vanished + 1
+                lost = 0 if look.job_is_alive else lost + 1
             elif time.monotonic() - answered_at > MAX_OUTAGE_S:
                 raise AnsibleActionFail("the host gives no usable answer about the running job")
             if result is not None:
                 return result
-            if vanished >= VANISHED_LOOKS:
+            if lost >= LOST_LOOKS:
                 raise AnsibleActionFail(
-                    "the job is gone from the host, probably by a reboot; run the play again: "
-                    "it goes on with what is there"
+                    "the job is gone from the host without a result: killed, for want of memory "
+                    "perhaps, or by a reboot; run the play again: it goes on with what is there"
                 )
 
     def _ask(self, started: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any] | None:
