@@ -21,13 +21,15 @@ from ansible_collections.kloros.llm.plugins.module_utils import (
 _SPEC_KEYS = ("type", "elements", "choices", "required", "no_log")
 
 
-def role_variable_findings(
+def role_variables(
     values: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]], defined: Iterable[str]
-) -> list[findings.Finding]:
-    """What is wrong with the roles' variables.
+) -> dict[str, Any]:
+    """The roles' variables as their types say, and what is wrong with them.
 
     `values` are the variables that are set, `specs` the options of all roles' argument_specs,
     `defined` the names of all variables that begin as a role's do (a typing error is one of them).
+    Returns `values`, converted (a value from the command line is a string at first; a wrong one is
+    replaced by the default, so that the rest can be checked too), and `findings`.
     """
     found = [
         findings.error(
@@ -38,18 +40,20 @@ def role_variable_findings(
         )
         for name in sorted(set(defined) - set(specs))
     ]
+    converted: dict[str, Any] = {}
     for name, spec in specs.items():
-        if name not in values:
-            continue
         accepted = {key: spec[key] for key in _SPEC_KEYS if key in spec}
-        result = ArgumentSpecValidator({name: accepted}).validate({name: values[name]})
+        given = values.get(name, spec["default"])
+        result = ArgumentSpecValidator({name: accepted}).validate({name: given})
+        converted[name] = result.validated_parameters[name]
+        if result.error_messages:
+            converted[name] = spec["default"]
         choices = f", one of: {', '.join(map(str, spec['choices']))}" if "choices" in spec else ""
-        needed = f"{spec['type']}{choices}"
         found.extend(
-            findings.error(name, message, needed, "correct the value")
+            findings.error(name, message, f"{spec['type']}{choices}", "correct the value")
             for message in result.error_messages
         )
-    return found
+    return {"values": converted, "findings": found}
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -94,6 +98,6 @@ class FilterModule:
             "llama_toolchain": release.toolchain,
             "outdated_releases": release.outdated,
             "plan_table": plan_text.table,
-            "role_variable_findings": role_variable_findings,
+            "role_variables": role_variables,
             "systemd_environment": systemd_environment,
         }

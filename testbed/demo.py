@@ -2,7 +2,7 @@
 """`make demo`: a throw-away host, taken to llama.cpp by the real playbook, and asked a question.
 
 Ports on the machine: KLOROS_DEMO_LIVE_PORT (8080), KLOROS_DEMO_CODE_PORT (8081) and
-KLOROS_DEMO_SSH_PORT (2222), on loopback alone.
+KLOROS_DEMO_SSH_PORT (2222), on loopback alone. KLOROS_DEMO_HOST names the container (kloros-demo).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "collections"))
 from ansible_collections.kloros.llm.plugins.module_utils import plan_text  # noqa: E402
 
-HOST = "kloros-demo"
+HOST = os.environ.get("KLOROS_DEMO_HOST") or "kloros-demo"
 KEY = PROJECT / ".testbed" / "id_ed25519"
 QUESTION = "In one sentence: what is a voice assistant?"
 

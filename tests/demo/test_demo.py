@@ -12,7 +12,8 @@ import pytest
 import requests
 
 PROJECT = Path(__file__).resolve().parents[2]
-PORTS = {
+OWN = {
+    "KLOROS_DEMO_HOST": "kloros-demo-test",
     "KLOROS_DEMO_SSH_PORT": "2322",
     "KLOROS_DEMO_LIVE_PORT": "18080",
     "KLOROS_DEMO_CODE_PORT": "18081",
@@ -24,7 +25,7 @@ def make(target: str) -> str:
     done = subprocess.run(
         ["make", target],
         cwd=PROJECT,
-        env={**os.environ, **PORTS},
+        env={**os.environ, **OWN},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

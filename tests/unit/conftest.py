@@ -36,11 +36,15 @@ _HOST: dict[str, Any] = {
             "/var/lib/kloros-llm/models",
         )
     },
-    "users": {"kloros": None},
+    "users": {
+        "kloros": None,
+        "root": {"uid": 0, "gid": 0, "group": "root", "home": "/root"},
+    },
     "packages_missing": ["cmake"],
     "programs": {},
     "listeners": [],
     "units": [],
+    "foreign_units": [],
 }
 
 
@@ -70,13 +74,14 @@ def wishes() -> dict[str, Any]:
         name.removeprefix("llama_cpp_"): value
         for name, value in defaults.items()
         if name.startswith("llama_cpp_")
-    }
+    } | {"archive_there": True, "package_there": True}
     return {
         "user": "kloros",
         "any_system": False,
         "llama_cpp": llama_cpp,
         "gguf_models": {
             "dir": defaults["gguf_models_dir"],
+            "owner": defaults["gguf_models_owner"],
             "models": {"tiny:1b": {"source": "hf://someone/tiny/tiny.gguf"}},
         },
         "llama_instances": {

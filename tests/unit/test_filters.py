@@ -102,11 +102,13 @@ def test_env_file_refuses_what_systemd_cannot_hold(run_play: Run) -> None:
     assert "systemd_environment: " in done.stdout + done.stderr
 
 
-def test_variables_are_checked(run_play: Run) -> None:
+def test_variables_are_checked_and_converted(run_play: Run) -> None:
     specs = {
-        "llama_cpp_source": {"type": "str", "choices": ["git", "archive"]},
-        "llama_cpp_jobs": {"type": "int"},
-        "llama_cpp_dir": {"type": "path"},
+        "llama_cpp_source": {"type": "str", "choices": ["git", "archive"], "default": "git"},
+        "llama_cpp_jobs": {"type": "int", "default": 0},
+        "llama_cpp_keep_releases": {"type": "int", "default": 0},
+        "llama_cpp_portable": {"type": "bool", "default": True},
+        "llama_cpp_version": {"type": "str", "default": "v1"},
     }
     done = run_play(
         [
@@ -115,10 +117,22 @@ def test_variables_are_checked(run_play: Run) -> None:
                 "['llama_cpp_jbos', 'llama_cpp_jobs', 'llama_cpp_source']",
                 "found[0].cure == 'write llama_cpp_jobs if that was meant'",
                 "'git, archive' in (found | map(attribute='needed') | join)",
+                "result['values'].llama_cpp_portable is false",
+                "result['values'].llama_cpp_keep_releases == 2",
+                "result['values'].llama_cpp_version == '1.1'",
+                "result['values'].llama_cpp_jobs == 0",
+                "result['values'].llama_cpp_source == 'git'",
             )
         ],
         specs=specs,
-        given={"llama_cpp_source": "svn", "llama_cpp_jobs": "many", "llama_cpp_dir": "/opt"},
-        found="{{ given | role_variable_findings(specs, ['llama_cpp_jbos', 'llama_cpp_jobs']) }}",
+        given={
+            "llama_cpp_source": "svn",
+            "llama_cpp_jobs": "many",
+            "llama_cpp_portable": "false",
+            "llama_cpp_keep_releases": "2",
+            "llama_cpp_version": 1.1,
+        },
+        result="{{ given | role_variables(specs, ['llama_cpp_jbos', 'llama_cpp_jobs']) }}",
+        found="{{ result.findings }}",
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -102,6 +102,78 @@ def test_foreign_holder_of_a_port_is_named(wishes: Data, host: Data) -> None:
     assert "python3 (pid 812 of vosk.service, 0.0.0.0)" in result["findings"][0]["found"]
 
 
+def test_another_address_is_no_clash(wishes: Data, host: Data) -> None:
+    host["listeners"] = [listener(address="192.0.2.9")]
+    assert errors(make_plan(wishes, host)) == []
+    for address in ("127.0.0.1", "0.0.0.0", "::"):
+        host["listeners"] = [listener(address=address)]
+        assert errors(make_plan(wishes, host)) == ["llama_instances.live.port"]
+
+
+def test_foreign_unit_of_that_name_is_left_alone(wishes: Data, host: Data) -> None:
+    host["foreign_units"] = ["kloros-llama-live.service", "kloros-llama-mine.service"]
+    result = make_plan(wishes, host)
+    assert errors(result) == ["llama_instances.live"]
+    assert result["plan"]["changes"]["units_to_retire"] == []
+
+
+@pytest.mark.parametrize(
+    ("role", "key", "value"),
+    [
+        ("llama_cpp", "version", "feature/x"),
+        ("llama_cpp", "version", "../x"),
+        ("llama_cpp", "version", ""),
+        ("llama_cpp", "dir", "/opt/my llama"),
+        ("llama_cpp", "dir", "opt"),
+        ("llama_cpp", "cache_dir", "/var/100%"),
+        ("llama_cpp", "jobs", -1),
+        ("llama_cpp", "memory_per_job_mib", 0),
+        ("llama_cpp", "archive_sha256", "abc"),
+        ("gguf_models", "dir", "/srv/a:b"),
+        ("llama_instances", "host", ""),
+        ("llama_instances", "context", "big"),
+        ("llama_instances", "context", {"min": 512}),
+        ("llama_instances", "parallel", 0),
+    ],
+)
+def test_wrong_setting_is_named(
+    wishes: Data, host: Data, role: str, key: str, value: object
+) -> None:
+    for path in ("/opt/my llama", "opt", "/var/100%"):
+        host["disks"][path] = host["disks"][f"{path}/current"] = host["disks"]["/opt/llama.cpp"]
+    wishes[role][key] = value
+    assert f"{role}_{key}" in errors(make_plan(wishes, host))
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "", "-x"])
+def test_impossible_account(wishes: Data, host: Data, name: str) -> None:
+    wishes["user"] = name
+    host["users"][name] = None
+    assert errors(make_plan(wishes, host)) == ["kloros_llm_user"]
+
+
+def test_owner_of_the_models_must_exist(wishes: Data, host: Data) -> None:
+    wishes["gguf_models"]["owner"] = "kloros"
+    assert errors(make_plan(wishes, host)) == ["gguf_models_owner"]
+
+
+def test_what_systemd_cannot_hold_is_a_finding(wishes: Data, host: Data) -> None:
+    wishes["llama_instances"]["instances"]["live"]["extra"] = {"chat-template": "\ufeff"}
+    result = make_plan(wishes, host)
+    assert len(errors(result)) == 1
+    assert errors(result)[0].startswith("llama_instances.live")
+
+
+def test_archive_that_is_not_there(wishes: Data, host: Data) -> None:
+    wishes["llama_cpp"] |= {
+        "source": "archive",
+        "archive": "/nowhere.tar.gz",
+        "archive_sha256": "0" * 64,
+        "archive_there": False,
+    }
+    assert errors(make_plan(wishes, host)) == ["llama_cpp_archive"]
+
+
 def test_own_instance_may_hold_its_port(wishes: Data, host: Data) -> None:
     host["listeners"] = [listener(unit="kloros-llama-live.service")]
     result = make_plan(wishes, host)
@@ -135,7 +207,7 @@ def test_open_address_without_a_key_is_worth_a_word(wishes: Data, host: Data) ->
 
 def test_root_may_not_serve(wishes: Data, host: Data) -> None:
     wishes["user"] = "toor"
-    host["users"] = {"toor": {"uid": 0, "gid": 0, "group": "root", "home": "/root"}}
+    host["users"]["toor"] = {"uid": 0, "gid": 0, "group": "root", "home": "/root"}
     assert errors(make_plan(wishes, host)) == ["kloros_llm_user"]
 
 

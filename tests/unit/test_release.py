@@ -39,6 +39,11 @@ def test_every_difference_makes_another_release(
     assert release.describe(wish | change, versions, cpu)["name"] != name
 
 
+def test_name_without_a_compiler_is_not_settled(wish: dict[str, Any]) -> None:
+    name = release.describe(wish, {"c++": None, "cmake": None}, "cpu")["name"]
+    assert name == "v0.4.0-cpu-unsettled"
+
+
 def test_portable_build_does_not_depend_on_the_cpu(wish: dict[str, Any]) -> None:
     wish["portable"] = True
     one, two = (release.describe(wish, VERSIONS, cpu) for cpu in ("a", "b"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
+from ansible_collections.kloros.llm.plugins.module_utils.wishes import INSTANCE_KEYS
 
 from tests.unit.conftest import PROJECT
 
@@ -76,6 +77,17 @@ def test_inventory_is_sound(name: str, wishes: dict[str, Any], host: dict[str, A
     result = make_plan(wishes, host)
     assert [f for f in result["findings"] if f["level"] == "error"] == []
     assert len(result["plan"]["instances"]) == len(variables["llama_instances"])
+
+
+def test_the_readmes_inventory_can_be_copied(wishes: dict[str, Any], host: dict[str, Any]) -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    example = readme.split("```yaml\n# inventories/mine")[1].split("```")[0]
+    variables = yaml.safe_load("#" + example)
+    wishes["gguf_models"]["models"] = variables["gguf_models"]
+    wishes["llama_instances"]["instances"] = variables["llama_instances"]
+    result = make_plan(wishes, host)
+    assert result["findings"] == []
+    assert set(variables["llama_instances"]["live"]) == set(INSTANCE_KEYS)
 
 
 def test_kloros_inventory_is_the_owners_plan() -> None:

@@ -147,7 +147,7 @@ class Hub:
         """The requests since the last mend."""
         answer = requests.get(f"{self.url}/_stand_in/requests", timeout=10)
         answer.raise_for_status()
-        records: list[dict[str, Any]] = answer.json()
+        records: list[dict[str, Any]] = answer.json()["requests"]
         return records
 
 

@@ -159,6 +159,7 @@ def test_an_instance_taken_out_is_gone(host: Host, play: Play, wishes: dict[str,
         assert not host.file(path).exists
     assert host.run("find /etc/systemd/system -name 'kloros-llama-code*'").stdout == ""
     assert host.run("systemctl cat kloros-llama-code").rc != 0
+    assert host.run("systemctl is-system-running").stdout.strip() == "running"
 
 
 @only_on("kloros-trixie")

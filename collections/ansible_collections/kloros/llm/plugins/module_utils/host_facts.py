@@ -198,6 +198,20 @@ def _socket_owners(inodes: set[int]) -> dict[int, int]:
     return owners
 
 
+def folders_in_use(parent: str) -> list[str]:
+    """Names of the folders directly below `parent` that running processes execute from."""
+    root = Path(parent).resolve()
+    found: set[str] = set()
+    for link in Path("/proc").glob("[1-9]*/exe"):
+        try:
+            program = Path(str(link.readlink()).removesuffix(" (deleted)"))
+        except OSError:
+            continue  # it has ended, or it is the kernel's, or not ours to look at
+        if root in program.parents:
+            found.add(program.relative_to(root).parts[0])
+    return sorted(found)
+
+
 def _unit_of(process: int) -> str | None:
     try:
         text = Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from . import release
 from .findings import Finding, error, warning
 from .llama_environment import PlannedInstance, instance_environment
 from .systemd import UNIT_DIR, UNIT_PREFIX
-from .wishes import check_instances, check_models, model_names
+from .wishes import SETTING_KEYS, check_instances, check_models, check_settings, model_names
 
 SCHEMA: Final = 1
 CONFIG_DIR: Final = "/etc/kloros-llm"
@@ -30,6 +30,7 @@ RUN_PACKAGES: Final = ("libgomp1",)
 _BUILD_DISK_MIB: Final = {"cpu": 2048, "cuda": 12288}
 _RELEASE_DISK_MIB: Final = {"cpu": 256, "cuda": 3072}
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
 
 
 def unit_name(instance: str) -> str:
@@ -77,14 +78,24 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     usable = {
         name: wish for name, wish in instances.items() if set(_models_of(wish)) <= models.keys()
     }
-    planned = [_instance(name, wish, models, wishes) for name, wish in usable.items()]
+    settings_findings = check_settings(_settings(wishes))
+    planned: list[dict[str, Any]] = []
+    for name, wish in usable.items() if not settings_findings else ():
+        try:
+            planned.append(_instance(name, wish, models, wishes))
+        except ValueError as problem:
+            form = "what llama-server and systemd can take"
+            found = error(f"llama_instances.{name}", str(problem), form, "correct the wish")
+            instance_findings.append(found)
     llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host["machine"])
     findings = [
+        *settings_findings,
         *model_findings,
         *instance_findings,
         *llama_cpp_findings,
         *_machine_findings(host["machine"], wishes["any_system"]),
-        *_user_findings(wishes["user"], host["users"]),
+        *_user_findings(wishes["user"], wishes["gguf_models"]["owner"], host["users"]),
+        *_unit_findings(planned, host["foreign_units"]),
         *_port_findings(planned, host["listeners"]),
         *_disk_findings(llama_cpp, host["disks"]),
     ]
@@ -110,6 +121,14 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         },
     }
     return {"plan": plan, "findings": findings}
+
+
+def _settings(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """The roles' settings among the wishes, by variable."""
+    found = {"kloros_llm_user": wishes["user"]}
+    for role in ("llama_cpp", "gguf_models", "llama_instances"):
+        found |= {f"{role}_{key}": value for key, value in wishes[role].items()}
+    return {name: value for name, value in found.items() if name in SETTING_KEYS}
 
 
 def _models_of(wish: Mapping[str, Any]) -> list[str]:
@@ -202,6 +221,16 @@ def _llama_cpp(
         for key in needed
         if not wish[key]
     )
+    place = wish[source] if source != "git" else ""
+    if place.startswith("/") and not wish[f"{source}_there"]:
+        found.append(
+            error(
+                f"llama_cpp_{source}",
+                f"{place} is not on the controller",
+                "a file there, or a URL",
+                "correct the path",
+            )
+        )
     if wish["backend"] == "cuda" and source != "package" and not wish["cuda_architectures"]:
         found.append(
             error(
@@ -211,9 +240,8 @@ def _llama_cpp(
                 "set it in the inventory",
             )
         )
-    jobs = wish["jobs"] or release.jobs(
-        machine["cpus"], machine["memory_mib"], wish["memory_per_job_mib"]
-    )
+    memory_per_job_mib = max(1, wish["memory_per_job_mib"])
+    jobs = wish["jobs"] or release.jobs(machine["cpus"], machine["memory_mib"], memory_per_job_mib)
     planned = {**wish, "jobs": jobs, "source_identity": identities[source]}
     return planned, found
 
@@ -243,12 +271,18 @@ def _machine_findings(machine: Mapping[str, Any], any_system: bool) -> list[Find
     return found
 
 
-def _user_findings(name: str, users: Mapping[str, Any]) -> list[Finding]:
+def _user_findings(name: str, owner: str, users: Mapping[str, Any]) -> list[Finding]:
+    found: list[Finding] = []
     account = users[name]
     if name == "root" or (account is not None and account["uid"] == 0):
         shown = "root would run the servers"
-        return [error("kloros_llm_user", shown, "an unprivileged user", "name another user")]
-    return []
+        cure = "name another user"
+        found.append(error("kloros_llm_user", shown, "an unprivileged user", cure))
+    if users[owner] is None:
+        shown = f"there is no account {owner!r} on the host"
+        cure = "make the account first, or leave the weights to root"
+        found.append(error("gguf_models_owner", shown, "an account that exists", cure))
+    return found
 
 
 def _holder(listener: Mapping[str, Any]) -> str:
@@ -256,6 +290,11 @@ def _holder(listener: Mapping[str, Any]) -> str:
         return f"a process that is not visible ({listener['address']})"
     unit = f" of {listener['unit']}" if listener["unit"] else ""
     return f"{listener['process']} (pid {listener['pid']}{unit}, {listener['address']})"
+
+
+def _clash(one: str, other: str) -> bool:
+    """Whether two addresses cannot both be listened on at one port."""
+    return one == other or bool({one, other} & _EVERY_ADDRESS) or "localhost" in (one, other)
 
 
 def _port_findings(
@@ -269,6 +308,7 @@ def _port_findings(
             listener
             for listener in listening
             if listener["port"] == instance["port"]
+            and _clash(listener["address"], instance["host"])
             and not (listener["unit"] or "").startswith(UNIT_PREFIX)
         ]
         if foreign:
@@ -281,6 +321,19 @@ def _port_findings(
             cure = "set api_key, or listen on 127.0.0.1, or see that a firewall stands before it"
             found.append(warning(f"{key}.host", shown, "an api_key or loopback", cure))
     return found
+
+
+def _unit_findings(instances: list[dict[str, Any]], foreign: list[str]) -> list[Finding]:
+    return [
+        error(
+            f"llama_instances.{instance['name']}",
+            f"{instance['unit']} is on the host and was not written by kloros-llm",
+            "a name that nothing else uses",
+            "rename the instance, or remove that unit if nobody needs it",
+        )
+        for instance in instances
+        if instance["unit"] in foreign
+    ]
 
 
 def _disk_findings(

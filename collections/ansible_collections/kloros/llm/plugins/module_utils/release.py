@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
+UNSETTLED: Final = "unsettled"
 TARGETS: Final = ("llama-server", "llama-bench", "llama-fit-params")
 
 # No UI download, no tests; every library is found beside the binaries, so that a release can be
@@ -32,8 +33,11 @@ _NIGHTLY_TAG: Final = re.compile(r"b(\d+)\Z")
 
 
 class Release(TypedDict):
-    """What is built: `name` is the folder, `flags` the CMake cache entries, `identity` what they,
-    the source and the toolchain are."""
+    """What is built.
+
+    `name` is the folder (ending in `unsettled` without a compiler), `flags` the CMake cache
+    entries, `identity` what they, the source and the toolchain are.
+    """
 
     name: str
     version: str
@@ -93,6 +97,8 @@ def describe(
         "cpu": None if wish["portable"] else cpu_digest,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    if versions["c++"] is None:  # only in check mode: the compiler would have been installed
+        digest = UNSETTLED
     return {
         "name": f"{wish['version']}-{wish['backend']}-{digest}",
         "version": wish["version"],

@@ -10,6 +10,8 @@ from .host_facts import run
 
 UNIT_DIR: Final = "/etc/systemd/system"
 UNIT_PREFIX: Final = "kloros-llama-"
+MARK: Final = "(kloros-llm, role llama_instances)"
+"""Stands in the first line of every unit that the role writes."""
 
 _PROPERTIES: Final = (
     "LoadState",
@@ -34,6 +36,19 @@ class UnitState(TypedDict):
     needs_reload: bool
     result: str
     invocation: str
+
+
+def instance_units() -> tuple[list[str], list[str]]:
+    """The units with this project's prefix: (those that it wrote, others)."""
+    own: list[str] = []
+    foreign: list[str] = []
+    for path in sorted(Path(UNIT_DIR).glob(f"{UNIT_PREFIX}*.service")):
+        try:
+            first = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        except OSError:
+            first = ""
+        (own if MARK in first else foreign).append(path.name)
+    return own, foreign
 
 
 def unit_state(unit: str) -> UnitState:

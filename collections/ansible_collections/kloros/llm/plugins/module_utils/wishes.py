@@ -137,7 +137,10 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
     "embeddings": Key("true or false", _is_boolean, False),
     "rerank": Key("true or false", _is_boolean, False),
     "metrics": Key("true or false", _is_boolean, True),
-    "api_key": Key("a secret of at least 16 printable characters, best from a vault", _is_text),
+    "api_key": Key(
+        "a secret of at least 16 printable ASCII characters, best from a vault",
+        lambda v: _is_text(v) and v.isascii(),
+    ),
     "extra": Key(
         "a mapping of llama-server's long option names to values",
         lambda v: isinstance(v, Mapping),
@@ -147,8 +150,53 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
 
 
 def _shown(value: Any) -> str:
+    """A value for a message; of a container only the kind, since it may hold a secret."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "a list"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+_PATH: Final = Key(
+    "an absolute path of letters, digits and . _ + - / (systemd reads others in its own way)",
+    _matches(re.compile(r"(/[A-Za-z0-9._+-]+)+\Z")),
+)
+_SHA256_OR_NONE: Final = Key(
+    "64 hexadecimal digits", lambda value: value == "" or _matches(_SHA256)(value)
+)
+
+# Settings of the roles whose form their type alone does not say, by variable.
+SETTING_KEYS: Final[Mapping[str, Key]] = {
+    "kloros_llm_user": Key(
+        "an account name of lower-case letters, digits, _ and -",
+        _matches(re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")),
+    ),
+    "llama_cpp_version": Key(
+        "a tag or a commit, of letters, digits and . _ + - (it names the release's folder)",
+        _matches(re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}\Z")),
+    ),
+    "llama_cpp_archive_sha256": _SHA256_OR_NONE,
+    "llama_cpp_package_sha256": _SHA256_OR_NONE,
+    "llama_cpp_dir": _PATH,
+    "llama_cpp_cache_dir": _PATH,
+    "llama_cpp_jobs": Key("a number from 0 (automatic)", lambda v: _is_integer(v, 0, 4096)),
+    "llama_cpp_memory_per_job_mib": Key("MiB, from 64", lambda v: _is_integer(v, 64, 2**20)),
+    "gguf_models_dir": _PATH,
+    "llama_instances_host": INSTANCE_KEYS["host"],
+    "llama_instances_context": INSTANCE_KEYS["context"],
+    "llama_instances_parallel": INSTANCE_KEYS["parallel"],
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> list[Finding]:
+    """Check settings of the roles, variable to value, by the table above."""
+    return [
+        error(name, _shown(value), SETTING_KEYS[name].accepts, "correct the value")
+        for name, value in settings.items()
+        if not SETTING_KEYS[name].test(value)
+    ]
 
 
 def _key_findings(path: str, wish: Mapping[str, Any], keys: Mapping[str, Key]) -> list[Finding]:

@@ -33,6 +33,9 @@ options:
     type: list
     elements: str
     default: []
+  releases_dir:
+    description: A folder of releases, of which those that processes run from are returned.
+    type: path
 attributes:
   check_mode:
     description: Can run in check mode and return status without changing anything.
@@ -98,18 +101,28 @@ listeners:
   elements: dict
   sample: [{port: 8080, address: 127.0.0.1, pid: 812, process: python3, unit: vosk.service}]
 units:
-  description: Names of the instance units of this project that are installed.
+  description: Names of the instance units that this project has written.
   returned: always
   type: list
   elements: str
   sample: [kloros-llama-live.service]
+foreign_units:
+  description: Names of units that are named as this project's are, and were written by others.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+releases_in_use:
+  description: Names of the folders in O(releases_dir) that running processes execute from.
+  returned: when O(releases_dir) is given
+  type: list
+  elements: str
+  sample: [v0.4.0-cpu-6b7f5c053c]
 """
-
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kloros.llm.plugins.module_utils import host_facts
-from ansible_collections.kloros.llm.plugins.module_utils.systemd import UNIT_DIR, UNIT_PREFIX
+from ansible_collections.kloros.llm.plugins.module_utils.systemd import instance_units
 
 
 def main() -> None:
@@ -119,9 +132,13 @@ def main() -> None:
             "users": {"type": "list", "elements": "str", "default": []},
             "packages": {"type": "list", "elements": "str", "default": []},
             "programs": {"type": "list", "elements": "str", "default": []},
+            "releases_dir": {"type": "path"},
         },
         supports_check_mode=True,
     )
+    units, foreign_units = instance_units()
+    releases_dir = module.params["releases_dir"]
+    in_use = {"releases_in_use": host_facts.folders_in_use(releases_dir)} if releases_dir else {}
     module.exit_json(
         changed=False,
         machine=host_facts.machine(),
@@ -130,7 +147,9 @@ def main() -> None:
         packages_missing=host_facts.missing_packages(module.params["packages"]),
         programs=host_facts.program_versions(module.params["programs"]),
         listeners=host_facts.listeners(),
-        units=sorted(path.name for path in Path(UNIT_DIR).glob(f"{UNIT_PREFIX}*.service")),
+        units=units,
+        foreign_units=foreign_units,
+        **in_use,
     )
 
 
