@@ -19,6 +19,7 @@ from testinfra.host import Host
 
 PROJECT = Path(__file__).resolve().parents[3]
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+sys.path.insert(0, str(PROJECT))  # for testbed
 KEY = PROJECT / ".testbed/id_ed25519"
 BIN = Path(sys.executable).parent
 

@@ -146,8 +146,10 @@ def test_a_model_that_does_not_load_fails_with_the_servers_own_words(
 
 @only_on("kloros-trixie")
 def test_an_instance_taken_out_is_gone(host: Host, play: Play, wishes: dict[str, Any]) -> None:
-    """Also a broken one. Leaves `live` alone."""
+    """Also a broken one, and not one that somebody else made. Leaves `live` alone."""
     live = main_pid(host, "live")
+    foreign = "/etc/systemd/system/kloros-llama-mine.service"
+    host.check_output(f"sh -c 'printf \"[Service]\\nExecStart=/bin/true\\n\" > {foreign}'")
     run = play(llama_instances={"live": wishes["live"]})
     assert run.returncode == 0, run.output
     assert (main_pid(host, "live"), main_pid(host, "code")) == (live, 0)
@@ -159,6 +161,8 @@ def test_an_instance_taken_out_is_gone(host: Host, play: Play, wishes: dict[str,
         assert not host.file(path).exists
     assert host.run("find /etc/systemd/system -name 'kloros-llama-code*'").stdout == ""
     assert host.run("systemctl cat kloros-llama-code").rc != 0
+    assert host.file(foreign).exists
+    host.check_output(f"rm {foreign}")
     assert host.run("systemctl is-system-running").stdout.strip() == "running"
 
 

@@ -62,6 +62,25 @@ def test_a_server_that_keeps_failing_stays_failed(host: Host) -> None:
     assert get(host, 8080, "/health") == {"status": "ok"}
 
 
+@only_on("kloros-trixie")
+def test_another_server_on_the_port_is_not_taken_for_it(host: Host) -> None:
+    """It answers /health with 200 as well, but it is not the unit's own process."""
+    host.check_output("systemctl stop kloros-llama-code")
+    host.check_output("sh -c 'mkdir -p /run/other && echo ok > /run/other/health'")
+    host.check_output(
+        "systemd-run --unit=other --property=Type=exec --working-directory=/run/other "
+        "python3 -m http.server --bind 127.0.0.1 8081"
+    )
+    try:
+        refused = host.run("systemctl start kloros-llama-code")
+    finally:
+        host.check_output("systemctl stop other")
+    assert refused.rc != 0
+    host.check_output("systemctl reset-failed kloros-llama-code")
+    host.check_output("systemctl start kloros-llama-code")
+    assert get(host, 8081, "/health") == {"status": "ok"}
+
+
 def test_everything_is_there_after_a_reboot(host: Host) -> None:
     booted = host.check_output("cat /proc/1/stat").split()[21]
     subprocess.run(

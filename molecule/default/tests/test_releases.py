@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Play, Run, only_on
+from conftest import Hub, Play, Run, only_on
 from testinfra.host import Host
+
+from testbed.cache import cache_folder
 
 pytestmark = only_on("kloros-bookworm")
 
@@ -76,7 +79,9 @@ def make_repository(host: Host) -> None:
     host.check_output(f"{git} tag broken")
 
 
-def test_releases_from_git(host: Host, make: Any) -> None:
+def test_releases_from_git(
+    host: Host, make: Any, wishes: dict[str, Any], models: dict[str, Any]
+) -> None:
     make_repository(host)
     git = {"llama_cpp_source": "git", "llama_cpp_git_url": f"file://{REPOSITORY}"}
 
@@ -93,6 +98,18 @@ def test_releases_from_git(host: Host, make: Any) -> None:
     assert host.check_output(f"{TRIAL}/current/bin/llama-server --version") == "version: v1"
     assert make(**git, llama_cpp_version="v1").changed == 0
 
+    # This llama-server knows none of the options that the instances need.
+    refused = make(**git, llama_cpp_version="v2", llama_instances=wishes, gguf_models=models)
+    assert refused.returncode != 0
+    assert "No instance was touched" in refused.output
+    assert link(host, "current") == v1
+    assert not host.file(f"{TRIAL}/previous").exists
+
+    # A checkout that was killed leaves such files; releases that are in use stay.
+    host.check_output(
+        "sh -c 'cd /var/cache/trial/sources/git/.git && touch index.lock shallow.lock'"
+    )
+    host.check_output(f"sh -c 'rm -r {TRIAL}/releases/v2*'")
     # Whoever reads while the release is switched finds a whole one, always.
     host.check_output(
         "systemd-run --unit=reader sh -c %s",
@@ -140,7 +157,7 @@ def archive(folder: Path) -> tuple[Path, str]:
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_archive_package_and_wrong_digests(host: Host, make: Any, tmp_path: Path) -> None:
+def test_archive_package_and_wrong_digests(host: Host, make: Any, hub: Hub, tmp_path: Path) -> None:
     path, sha256 = archive(tmp_path)
     source = {
         "llama_cpp_source": "archive",
@@ -152,16 +169,30 @@ def test_archive_package_and_wrong_digests(host: Host, make: Any, tmp_path: Path
     assert wrong.returncode != 0
     assert sha256 in wrong.output
     assert not host.file(f"{TRIAL}/current").exists
+    assert releases(host) == []
     assert host.check_output("sh -c 'ls -A /var/cache/trial/downloads'") == ""
 
     missing = make(
         **source | {"llama_cpp_archive": "/nowhere.tar.gz"}, llama_cpp_archive_sha256=sha256
     )
     assert missing.returncode != 0
-    assert "/nowhere.tar.gz" in missing.output
+    assert missing.changed == 0
+    assert "/nowhere.tar.gz is not on the controller" in missing.output
 
     packages = tmp_path / "packages"
-    built = make(**source, llama_cpp_archive_sha256=sha256, llama_cpp_pack_dir=str(packages))
+    # From a URL this time, and with the digest in capitals.
+    served = cache_folder() / "hub/stand-in/archives"
+    served.mkdir(parents=True)
+    shutil.copy(path, served)
+    try:
+        built = make(
+            **source
+            | {"llama_cpp_archive": f"{hub.url}/stand-in/archives/resolve/main/{path.name}"},
+            llama_cpp_archive_sha256=sha256.upper(),
+            llama_cpp_pack_dir=str(packages),
+        )
+    finally:
+        shutil.rmtree(served.parent)
     assert built.returncode == 0, built.output
     release = link(host, "current")
     again = make(**source, llama_cpp_archive_sha256=sha256, llama_cpp_pack_dir=str(packages))
