@@ -179,23 +179,24 @@ def test_archive_package_and_wrong_digests(host: Host, make: Any, hub: Hub, tmp_
     assert missing.changed == 0
     assert "/nowhere.tar.gz is not on the controller" in missing.output
 
-    packages = tmp_path / "packages"
     # From a URL this time, and with the digest in capitals.
     served = cache_folder() / "hub/stand-in/archives"
     served.mkdir(parents=True)
     shutil.copy(path, served)
+    packages = tmp_path / "packages"
+    settings = {
+        **source,
+        "llama_cpp_archive": f"{hub.url}/stand-in/archives/resolve/main/{path.name}",
+        "llama_cpp_archive_sha256": sha256.upper(),
+        "llama_cpp_pack_dir": str(packages),
+    }
     try:
-        built = make(
-            **source
-            | {"llama_cpp_archive": f"{hub.url}/stand-in/archives/resolve/main/{path.name}"},
-            llama_cpp_archive_sha256=sha256.upper(),
-            llama_cpp_pack_dir=str(packages),
-        )
+        built = make(**settings)
     finally:
         shutil.rmtree(served.parent)
     assert built.returncode == 0, built.output
     release = link(host, "current")
-    again = make(**source, llama_cpp_archive_sha256=sha256, llama_cpp_pack_dir=str(packages))
+    again = make(**settings)
     assert again.changed == 0, again.output
 
     (package,) = packages.iterdir()
