@@ -7,6 +7,8 @@ SCENARIO ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Ansible refuses to run without UTF-8, which a bare machine has not set.
+export LC_ALL := C.UTF-8
 export ANSIBLE_HOME := $(CURDIR)/.ansible
 
 .PHONY: help

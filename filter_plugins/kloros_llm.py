@@ -92,6 +92,7 @@ class FilterModule:
             "endpoint_table": plan_text.endpoints,
             "findings_text": findings.render,
             "kloros_llm_plan": plan.make_plan,
+            "llama_cuda_compilers": release.cuda_compilers,
             "llama_help_findings": llama_help_findings,
             "llama_packages": plan.packages,
             "llama_release": release.describe,

@@ -164,6 +164,14 @@ def test_what_systemd_cannot_hold_is_a_finding(wishes: Data, host: Data) -> None
     assert errors(result)[0].startswith("llama_instances.live")
 
 
+def test_cuda_needs_its_compiler(wishes: Data, host: Data) -> None:
+    wishes["llama_cpp"] |= {"backend": "cuda", "cuda_architectures": "86-real"}
+    host["programs"] = {"nvcc": None}
+    assert errors(make_plan(wishes, host)) == ["llama_cpp_cuda_compiler"]
+    host["programs"] = {"nvcc": "release 12.4"}
+    assert errors(make_plan(wishes, host)) == []
+
+
 def test_archive_that_is_not_there(wishes: Data, host: Data) -> None:
     wishes["llama_cpp"] |= {
         "source": "archive",
@@ -235,6 +243,7 @@ def test_llama_cpp_settings_that_belong_together(
     wishes: Data, host: Data, change: Data, key: str
 ) -> None:
     wishes["llama_cpp"] |= change
+    host["programs"] = {"nvcc": "release 12.4"}
     assert key in errors(make_plan(wishes, host))
 
 

@@ -74,6 +74,7 @@ def test_inventory_is_sound(name: str, wishes: dict[str, Any], host: dict[str, A
         for key, value in variables.items()
         if key.startswith("llama_cpp_")
     }
+    host["programs"] = {"nvcc": "release 12.4"}
     result = make_plan(wishes, host)
     assert [f for f in result["findings"] if f["level"] == "error"] == []
     assert len(result["plan"]["instances"]) == len(variables["llama_instances"])

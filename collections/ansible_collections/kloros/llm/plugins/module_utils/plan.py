@@ -88,6 +88,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
             found = error(f"llama_instances.{name}", str(problem), form, "correct the wish")
             instance_findings.append(found)
     llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host["machine"])
+    llama_cpp_findings += _compiler_findings(wishes["llama_cpp"], host["programs"])
     findings = [
         *settings_findings,
         *model_findings,
@@ -244,6 +245,21 @@ def _llama_cpp(
     jobs = wish["jobs"] or release.jobs(machine["cpus"], machine["memory_mib"], memory_per_job_mib)
     planned = {**wish, "jobs": jobs, "source_identity": identities[source]}
     return planned, found
+
+
+def _compiler_findings(
+    wish: Mapping[str, Any], programs: Mapping[str, str | None]
+) -> list[Finding]:
+    return [
+        error(
+            "llama_cpp_cuda_compiler",
+            f"{compiler} is not on the host, or does not run",
+            "a CUDA compiler, to build for llama_cpp_backend: cuda",
+            "install a CUDA toolkit and give the path of its nvcc, or install a package",
+        )
+        for compiler in release.cuda_compilers(wish)
+        if programs[compiler] is None
+    ]
 
 
 def _machine_findings(machine: Mapping[str, Any], any_system: bool) -> list[Finding]:

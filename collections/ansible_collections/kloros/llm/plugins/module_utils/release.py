@@ -74,10 +74,16 @@ def definitions(flags: Mapping[str, str]) -> list[str]:
     return [f"-D{name}={value}" for name, value in sorted(flags.items())]
 
 
+def cuda_compilers(wish: Mapping[str, Any]) -> list[str]:
+    """The CUDA compiler that a build of the plan's `llama_cpp` part takes, if it takes one."""
+    if wish["backend"] != "cuda" or wish["source"] == "package":
+        return []
+    return [wish["cuda_compiler"] or "nvcc"]
+
+
 def toolchain(wish: Mapping[str, Any]) -> list[str]:
     """The programs whose versions decide what a build of the plan's `llama_cpp` part gives."""
-    nvcc = [wish["cuda_compiler"] or "nvcc"] if wish["backend"] == "cuda" else []
-    return ["c++", "cmake", *nvcc]
+    return ["c++", "cmake", *cuda_compilers(wish)]
 
 
 def describe(
