@@ -67,10 +67,14 @@ molecule-all: needs $(VENV)/.installed
 demo-test: needs $(VENV)/.installed ## the demo as a new user runs it, twice
 	$(BIN)/python -m pytest tests/demo
 
+UV_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+
 .PHONY: lock
-lock: ## write requirements.lock anew from pyproject.toml
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--group dev --output-file requirements.lock
+lock: ## write requirements.lock and those of the CUDA toolkits anew
+	$(UV_LOCK) --group dev --output-file requirements.lock
+	for wish in roles/llama_cpp/files/cuda_pypi/*.in; do \
+		$(UV_LOCK) --output-file "$${wish%.in}.txt" "$$wish" || exit; \
+	done
 
 .PHONY: clean
 clean: ## remove what was made here (the caches outside stay)

@@ -9,6 +9,10 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kloros.llm.plugins.module_utils import (
+    apt_sources,
+    cuda_build_plan,
+    cuda_code,
+    cuda_redist,
     findings,
     llama_help,
     llama_option_check,
@@ -75,6 +79,14 @@ def llama_help_findings(
     ]
 
 
+def apt_component_sources(policy: str, targets: str, components: list[str]) -> str:
+    """A deb822 file that enables components of the distribution's own archive."""
+    try:
+        return apt_sources.component_sources(policy, targets, components)
+    except ValueError as problem:
+        raise AnsibleFilterError(f"apt_component_sources: {problem}") from problem
+
+
 def systemd_environment(variables: Mapping[str, str], header: str = "") -> str:
     """An EnvironmentFile for systemd."""
     try:
@@ -83,20 +95,40 @@ def systemd_environment(variables: Mapping[str, str], header: str = "") -> str:
         raise AnsibleFilterError(f"systemd_environment: {problem}") from problem
 
 
+def cuda_plan_for_gpus(
+    gpus: Iterable[Mapping[str, Any]], driver: Mapping[str, Any] | None
+) -> cuda_build_plan.BuildPlan:
+    """Which CUDA toolkits serve the GPUs, and what to compile for."""
+    try:
+        return cuda_build_plan.cuda_build_plan(gpus, driver)
+    except ValueError as problem:
+        raise AnsibleFilterError(f"cuda_build_plan: {problem}") from problem
+
+
+def cuda_redist_archives(manifest: str, architecture: str) -> list[cuda_redist.Archive]:
+    """The archives that a build needs of those in the text of NVIDIA's manifest."""
+    try:
+        return cuda_redist.archives(cuda_redist.read_manifest(manifest), architecture)
+    except cuda_redist.ManifestError as problem:
+        raise AnsibleFilterError(f"cuda_redist_archives: {problem}") from problem
+
+
 class FilterModule:
     """The filters, by the names that templates use."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "apt_component_sources": apt_component_sources,
             "cmake_definitions": release.definitions,
+            "cuda_build_plan": cuda_plan_for_gpus,
+            "cuda_package_problems": cuda_code.package_problems,
+            "cuda_redist_archives": cuda_redist_archives,
             "endpoint_table": plan_text.endpoints,
             "findings_text": findings.render,
             "kloros_llm_plan": plan.make_plan,
-            "llama_cuda_compilers": release.cuda_compilers,
             "llama_help_findings": llama_help_findings,
             "llama_packages": plan.packages,
             "llama_release": release.describe,
-            "llama_toolchain": release.toolchain,
             "outdated_releases": release.outdated,
             "plan_table": plan_text.table,
             "role_variables": role_variables,

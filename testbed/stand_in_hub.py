@@ -204,13 +204,18 @@ class StandInHub:
         self.bind = bind
         self._records: list[RequestRecord] = []
         self._lock = threading.Lock()
-        self._hub = _Server((bind, port), HubHandler, self)
+        self._hub = _Server((bind, port), self.handler(), self)
         try:
             self._cdn = _Server((bind, cdn_port), CdnHandler, self)
         except OSError:
             self._hub.server_close()
             raise
         self._threads: list[threading.Thread] = []
+
+    @staticmethod
+    def handler() -> type[BaseHTTPRequestHandler]:
+        """Return what answers on the Hub's port."""
+        return HubHandler
 
     @property
     def port(self) -> int:
@@ -695,18 +700,23 @@ def main() -> int:
             f"error: cannot listen on {given.bind}:{given.port}: {error.strerror}", file=sys.stderr
         )
         return 1
+    serve(hub, hub.url, given.pid_file)
+    return 0
+
+
+def serve(hub: StandInHub, address: str, pid_file: Path | None) -> None:
+    """Print the address and serve until SIGTERM or SIGINT; the PID file is there meanwhile."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     with hub:
-        if given.pid_file:
-            given.pid_file.write_text(f"{os.getpid()}\n")
-        print(hub.url, flush=True)
+        if pid_file:
+            pid_file.write_text(f"{os.getpid()}\n")
+        print(address, flush=True)
         stop.wait()
-    if given.pid_file:
+    if pid_file:
         with contextlib.suppress(FileNotFoundError):
-            given.pid_file.unlink()
-    return 0
+            pid_file.unlink()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ _HOST: dict[str, Any] = {
             "/opt/llama.cpp/current",
             "/var/cache/kloros-llm",
             "/var/lib/kloros-llm/models",
+            "/usr",
         )
     },
     "users": {
@@ -41,10 +42,40 @@ _HOST: dict[str, Any] = {
         "root": {"uid": 0, "gid": 0, "group": "root", "home": "/root"},
     },
     "packages_missing": ["cmake"],
-    "programs": {},
     "listeners": [],
     "units": [],
     "foreign_units": [],
+    "gpus": {
+        "status": "no_tool",
+        "detail": "there is no nvidia-smi",
+        "cure": "install NVIDIA's driver",
+        "driver": None,
+        "gpus": [],
+    },
+    "cuda": {"toolkits": [], "compilers": {}, "packaged": None, "driver_library": None},
+}
+
+KLOROS_GPUS: dict[str, Any] = {
+    "status": "ok",
+    "detail": "2 GPUs",
+    "cure": "",
+    "driver": {"version": "550.163.01", "cuda_version": "12.4"},
+    "gpus": [
+        {
+            "index": 0,
+            "uuid": "GPU-3060",
+            "name": "NVIDIA GeForce RTX 3060",
+            "compute_capability": "8.6",
+            "memory_total_mib": 12288,
+        },
+        {
+            "index": 1,
+            "uuid": "GPU-1080",
+            "name": "NVIDIA GeForce GTX 1080 Ti",
+            "compute_capability": "6.1",
+            "memory_total_mib": 11264,
+        },
+    ],
 }
 
 
@@ -58,8 +89,16 @@ def role_defaults() -> dict[str, Any]:
 
 @pytest.fixture
 def host() -> dict[str, Any]:
-    """What `host_info` returns of a bare Debian 13 host."""
+    """What preflight reads of a bare Debian 13 host without a GPU."""
     return copy.deepcopy(_HOST)
+
+
+@pytest.fixture
+def gpu_host(host: dict[str, Any]) -> dict[str, Any]:
+    """The same with the KLoROS machine's GPUs and Debian's driver."""
+    library = {"path": "/lib/x86_64-linux-gnu/libcuda.so.1", "package": "libcuda1"}
+    cuda = host["cuda"] | {"driver_library": library, "packaged": "12.4"}
+    return host | {"gpus": copy.deepcopy(KLOROS_GPUS), "cuda": cuda}
 
 
 @pytest.fixture
@@ -86,7 +125,7 @@ def wishes() -> dict[str, Any]:
         },
         "llama_instances": {
             "instances": {"live": {"model": "tiny:1b", "port": 8080}},
-            **part("llama_instances", ("host", "context", "parallel")),
+            **part("llama_instances", ("host", "context", "parallel", "min_tokens_per_s")),
         },
     }
 

@@ -31,7 +31,6 @@ def test_plan_and_what_is_made_of_it(
                 "result.plan | plan_table | length > 5",
                 "'8080' in (result.plan | endpoint_table | join)",
                 "wishes.llama_cpp | llama_packages | length > 5",
-                "wishes.llama_cpp | llama_toolchain == ['c++', 'cmake']",
                 "(result.plan.llama_cpp | llama_release({'c++': '14'}, 'cpu')).name is match('v0')",
                 "{'A': 'x y'} | cmake_definitions == ['-DA=x y']",
                 "['b', 'a'] | outdated_releases(['b'], 0) == ['a']",
@@ -136,3 +135,41 @@ def test_variables_are_checked_and_converted(run_play: Run) -> None:
         found="{{ result.findings }}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+GPUS = [
+    {"index": 0, "name": "NVIDIA GeForce RTX 3060", "compute_capability": "8.6"},
+    {"index": 1, "name": "NVIDIA GeForce GTX 1080 Ti", "compute_capability": "6.1"},
+]
+
+
+def test_cuda_build_plan(run_play: Run) -> None:
+    done = run_play(
+        [
+            {"ansible.builtin.set_fact": {"result": "{{ gpus | cuda_build_plan(driver) }}"}},
+            claim(
+                "result.toolkit == '12.4'",
+                "result.accepted[0] == result.toolkit",
+                "result.flags == "
+                "{'GGML_CUDA': 'ON', 'CMAKE_CUDA_ARCHITECTURES': '61-real;86-real'}",
+                "result.architectures == ['61-real', '86-real']",
+                "'GTX 1080 Ti' in result.reasons[0]",
+                "result.sets == []",
+                "(gpus | selectattr('index', 'eq', 0) | cuda_build_plan(none)).toolkit == '12.9'",
+                "(gpus | cuda_build_plan({})).toolkit == '12.9'",
+            ),
+        ],
+        gpus=GPUS,
+        driver={"version": "550.163.01", "cuda_version": "12.4"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cuda_build_plan_says_what_is_wrong_with_its_input(run_play: Run) -> None:
+    done = run_play(
+        [claim("gpus | cuda_build_plan(driver)")],
+        gpus=GPUS,
+        driver={"version": "550.163.01", "cuda_version": 12.4},
+    )
+    assert done.returncode != 0
+    assert "cuda_build_plan: the driver's cuda_version must be" in done.stdout + done.stderr

@@ -45,6 +45,9 @@ def planned(**changes: object) -> PlannedInstance:
         "slots": 2,
         "kv_cache": "q8_0",
         "gpu_layers": "all",
+        "split_mode": None,
+        "main_gpu": None,
+        "tensor_split": [],
         "draft_model_path": None,
         "lora": [],
         "embeddings": False,
@@ -192,16 +195,16 @@ def test_a_cpu_instance_is_rendered() -> None:
 
 
 def test_gpus_are_named_by_bus_order_and_counted_from_zero() -> None:
-    variables = instance_environment(planned(gpus=[2, "GPU-5a1e"]))
+    variables = instance_environment(planned(gpus=["GPU-11d0", "GPU-5a1e"]))
     assert variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert variables["CUDA_VISIBLE_DEVICES"] == "2,GPU-5a1e"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "GPU-11d0,GPU-5a1e"
     assert variables["LLAMA_ARG_DEVICE"] == "CUDA0,CUDA1"
     assert variables["LLAMA_ARG_N_GPU_LAYERS"] == "all"
     assert variables["LLAMA_ARG_FIT"] == "off"
 
 
 def test_only_a_gpu_instance_with_automatic_layers_lets_the_server_fit_them() -> None:
-    assert "LLAMA_ARG_FIT" not in instance_environment(planned(gpus=[0], gpu_layers="auto"))
+    assert "LLAMA_ARG_FIT" not in instance_environment(planned(gpus=["GPU-1"], gpu_layers="auto"))
     assert instance_environment(planned(gpu_layers="auto"))["LLAMA_ARG_FIT"] == "off"
 
 
@@ -402,8 +405,8 @@ def test_everything_wrong_is_said_at_once() -> None:
     "changes",
     [
         {},
-        {"gpus": [0, 1], "threads": 8, "embeddings": True},
-        {"gpus": [0], "gpu_layers": "auto", "rerank": True, "metrics": False},
+        {"gpus": ["GPU-1", "GPU-2"], "threads": 8, "embeddings": True},
+        {"gpus": ["GPU-1"], "gpu_layers": "auto", "rerank": True, "metrics": False},
         {"draft_model_path": "/m/d.gguf", "lora": [{"path": "/m/a.gguf", "scale": 0.3}]},
         {"extra": {"flash-attn": "on", "spec-type": "ngram-simple,ngram-mod", "temp": -1}},
         {"extra": {"load-mode": "mmap+mlock", "reverse-prompt": ["a", "-"], "slots": False}},

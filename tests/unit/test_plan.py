@@ -164,12 +164,76 @@ def test_what_systemd_cannot_hold_is_a_finding(wishes: Data, host: Data) -> None
     assert errors(result)[0].startswith("llama_instances.live")
 
 
-def test_cuda_needs_its_compiler(wishes: Data, host: Data) -> None:
-    wishes["llama_cpp"] |= {"backend": "cuda", "cuda_architectures": "86-real"}
-    host["programs"] = {"nvcc": None}
-    assert errors(make_plan(wishes, host)) == ["llama_cpp_cuda_compiler"]
-    host["programs"] = {"nvcc": "release 12.4"}
-    assert errors(make_plan(wishes, host)) == []
+def test_backend_follows_the_instances(wishes: Data, gpu_host: Data) -> None:
+    assert make_plan(wishes, gpu_host)["plan"]["llama_cpp"]["backend"] == "cpu"
+    wishes["llama_instances"]["instances"]["live"]["gpus"] = [1]
+    result = make_plan(wishes, gpu_host)
+    assert result["findings"] == []
+    assert result["plan"]["llama_cpp"]["backend"] == "cuda"
+    assert result["plan"]["llama_cpp"]["cuda"]["version"] == "12.4"
+    wishes["llama_cpp"]["backend"] = "cpu"
+    assert errors(make_plan(wishes, gpu_host)) == ["llama_cpp_backend"]
+
+
+def test_gpus_are_pinned_by_uuid(wishes: Data, gpu_host: Data) -> None:
+    live = wishes["llama_instances"]["instances"]["live"]
+    live |= {"gpus": [1, "GPU-3060"], "main_gpu": 0, "tensor_split": [2, 3.5], "split_mode": "row"}
+    (planned,) = make_plan(wishes, gpu_host)["plan"]["instances"]
+    assert [gpu["name"] for gpu in planned["gpus"]] == [
+        "NVIDIA GeForce GTX 1080 Ti",
+        "NVIDIA GeForce RTX 3060",
+    ]
+    variables = planned["environment"]
+    assert variables["CUDA_VISIBLE_DEVICES"] == "GPU-1080,GPU-3060"
+    assert variables["LLAMA_ARG_DEVICE"] == "CUDA0,CUDA1"
+    assert variables["LLAMA_ARG_MAIN_GPU"] == "1"
+    assert variables["LLAMA_ARG_TENSOR_SPLIT"] == "2,3.5"
+    assert variables["LLAMA_ARG_SPLIT_MODE"] == "row"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "said"),
+    [
+        ({"gpus": [2]}, "llama_instances.live", "0 (NVIDIA GeForce RTX 3060, GPU-3060)"),
+        ({"gpus": ["GPU-5080"]}, "llama_instances.live", "there is no GPU GPU-5080"),
+        ({"gpus": [0, "GPU-3060"]}, "llama_instances.live", "named twice"),
+        ({"gpus": [0], "main_gpu": 1}, "llama_instances.live", "none of its gpus"),
+        ({"gpus": [0, 1], "tensor_split": [1]}, "llama_instances.live.tensor_split", "1 shares"),
+    ],
+)
+def test_gpus_that_cannot_be(
+    wishes: Data, gpu_host: Data, change: Data, key: str, said: str
+) -> None:
+    wishes["llama_instances"]["instances"]["live"] |= change
+    result = make_plan(wishes, gpu_host)
+    assert errors(result) == [key]
+    assert said in result["findings"][0]["found"]
+
+
+def test_gpus_that_the_driver_does_not_show(wishes: Data, gpu_host: Data) -> None:
+    gpu_host["gpus"] |= {"status": "driver_mismatch", "detail": "mismatch", "cure": "reboot"}
+    wishes["llama_instances"]["instances"]["live"]["gpus"] = [0]
+    result = make_plan(wishes, gpu_host)
+    assert errors(result) == ["llama_instances.live.gpus", "GPUs"]
+    assert result["findings"][0]["found"] == "mismatch"
+    # What an instance runs on must be there, also where what to build for is named.
+    wishes["llama_cpp"]["cuda_architectures"] = "86-real"
+    assert errors(make_plan(wishes, gpu_host)) == ["llama_instances.live.gpus"]
+
+
+def test_release_must_hold_code_for_the_instances_gpus(wishes: Data, gpu_host: Data) -> None:
+    wishes["llama_cpp"]["cuda_architectures"] = "86-real"
+    wishes["llama_instances"]["instances"]["live"]["gpus"] = [0, 1]
+    result = make_plan(wishes, gpu_host)
+    assert errors(result) == ["llama_instances.live.gpus"]
+    assert "GTX 1080 Ti, 6.1" in result["findings"][0]["found"]
+
+
+def test_without_the_drivers_library_backends_are_plugins(wishes: Data, host: Data) -> None:
+    wishes["llama_cpp"] |= {"cuda_architectures": "86-real", "cuda_toolkit": "redist"}
+    assert make_plan(wishes, host)["plan"]["llama_cpp"]["portable"] is True
+    host["cuda"]["driver_library"] = {"path": "/l/libcuda.so.1", "package": None}
+    assert make_plan(wishes, host)["plan"]["llama_cpp"]["portable"] is False
 
 
 def test_archive_that_is_not_there(wishes: Data, host: Data) -> None:
@@ -236,14 +300,16 @@ def test_disk_too_small_to_build_is_an_error_only_without_a_release(
     [
         ({"source": "archive"}, "llama_cpp_archive"),
         ({"source": "package"}, "llama_cpp_package"),
-        ({"backend": "cuda"}, "llama_cpp_cuda_architectures"),
+        ({"backend": "cuda"}, "GPUs"),
+        ({"cuda_architectures": "native"}, "llama_cpp_cuda_architectures"),
+        ({"cuda_toolkit": "apt"}, "llama_cpp_cuda_toolkit"),
+        ({"cuda_version": "12"}, "llama_cpp_cuda_version"),
     ],
 )
 def test_llama_cpp_settings_that_belong_together(
     wishes: Data, host: Data, change: Data, key: str
 ) -> None:
     wishes["llama_cpp"] |= change
-    host["programs"] = {"nvcc": "release 12.4"}
     assert key in errors(make_plan(wishes, host))
 
 

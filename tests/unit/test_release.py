@@ -13,7 +13,11 @@ VERSIONS = {"c++": "c++ 14.2.0", "cmake": "cmake version 3.31.6"}
 @pytest.fixture
 def wish(wishes: dict[str, Any]) -> dict[str, Any]:
     llama_cpp: dict[str, Any] = wishes["llama_cpp"]
-    return llama_cpp | {"source_identity": {"url": "u", "version": "v"}}
+    return llama_cpp | {
+        "backend": "cpu",
+        "cuda": None,
+        "source_identity": {"url": "u", "version": "v"},
+    }
 
 
 def test_same_build_has_the_same_name(wish: dict[str, Any]) -> None:
@@ -58,12 +62,37 @@ def test_users_flags_win(wish: dict[str, Any]) -> None:
     assert "-DX=1" in release.definitions(flags)
 
 
+CUDA = {
+    "version": "12.4",
+    "source": "distribution",
+    "root": "/usr",
+    "nvcc": "/usr/bin/nvcc",
+    "host_compiler": {"version": "13", "path": "/usr/bin/g++-13"},
+    "architectures": ["61-real", "86-real"],
+}
+
+
 def test_cuda_flags(wish: dict[str, Any]) -> None:
-    wish |= {"backend": "cuda", "cuda_architectures": "61-real;86-real", "cuda_compiler": "/c/nvcc"}
-    definitions = release.definitions(release.cmake_flags(wish))
+    wish |= {"backend": "cuda", "cuda": CUDA}
+    definitions = release.definitions(release.cmake_flags(wish), wish["cuda"])
     assert "-DGGML_CUDA=ON" in definitions
     assert "-DCMAKE_CUDA_ARCHITECTURES=61-real;86-real" in definitions
-    assert release.toolchain(wish) == ["c++", "cmake", "/c/nvcc"]
+    assert "-DCMAKE_CUDA_COMPILER=/usr/bin/nvcc" in definitions
+    assert "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-13" in definitions
+    assert not [item for item in definitions if "CUDAToolkit_ROOT" in item]
+
+
+def test_where_the_toolkit_is_from_makes_no_other_release(wish: dict[str, Any]) -> None:
+    wish |= {"backend": "cuda", "cuda": CUDA}
+    name = release.describe(wish, VERSIONS, "cpu")["name"]
+    elsewhere = CUDA | {"source": "redist", "root": "/c", "nvcc": "/c/bin/nvcc"}
+    assert release.describe(wish | {"cuda": elsewhere}, VERSIONS, "cpu")["name"] == name
+    for other in (
+        {"version": "12.6"},
+        {"architectures": ["86-real"]},
+        {"host_compiler": {"version": "12", "path": "/usr/bin/g++-12"}},
+    ):
+        assert release.describe(wish | {"cuda": CUDA | other}, VERSIONS, "cpu")["name"] != name
 
 
 @pytest.mark.parametrize(

@@ -1,87 +1,35 @@
-"""What the host tests build on: the wishes, the playbook, the stand-in Hub's switches."""
+"""The scenario's hosts and wishes."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import testinfra
-import yaml
 from testinfra.host import Host
 
-PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from testbed.host_tests import connect, hosts, hub, journal, load, play  # noqa: F401 - fixtures
+
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
-sys.path.insert(0, str(PROJECT))  # for testbed
-KEY = PROJECT / ".testbed/id_ed25519"
-BIN = Path(sys.executable).parent
 
 
-def load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="session")
+def inventory() -> Path:
+    return INVENTORY
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a playbook against one host."""
-
-    returncode: int
-    output: str
-
-    @property
-    def changed(self) -> int:
-        """The number of changed tasks, from the recap."""
-        recap = self.output[self.output.rindex("PLAY RECAP") :]
-        return int(recap.split("changed=")[1].split()[0])
-
-
-Play = Callable[..., Run]
-
-
-def hosts() -> dict[str, int]:
-    """The test hosts of the inventory, name to SSH port."""
-    listed = load(INVENTORY / "hosts.yml")["all"]["children"]["test_hosts"]["hosts"]
-    return {name: settings["ansible_port"] for name, settings in listed.items()}
-
-
-def only_on(name: str) -> pytest.MarkDecorator:
-    """Mark tests of what no distribution does differently, so that one host shows it."""
-    return pytest.mark.parametrize("host", [name], indirect=True, scope="session")
-
-
-# testinfra itself takes inventory variables as they stand, without Jinja.
-@pytest.fixture(scope="session", params=hosts())
+@pytest.fixture(scope="session", params=hosts(INVENTORY))
 def host(request: pytest.FixtureRequest) -> Host:
     """Each test host, as root."""
-    return testinfra.get_host(
-        f"ssh://admin@127.0.0.1:{hosts()[request.param]}",
-        sudo=True,
-        ssh_identity_file=str(KEY),
-        ssh_extra_args=f"-o UserKnownHostsFile={KEY}.known_hosts",
-    )
-
-
-@pytest.fixture(autouse=True)
-def journal(request: pytest.FixtureRequest, host: Host) -> Iterator[None]:
-    """Show the instances' journal when a test fails."""
-    failed_before = request.session.testsfailed
-    yield
-    if request.session.testsfailed > failed_before:
-        print(host.run("journalctl --no-pager --lines=60 --unit='kloros-llama-*'").stdout)
+    return connect(INVENTORY, request.param)
 
 
 @pytest.fixture
 def wishes() -> dict[str, Any]:
     """The instances that the scenario's inventory wishes for."""
-    variables = load(INVENTORY / "group_vars/all.yml")
-    instances: dict[str, Any] = variables["llama_instances"]
+    instances: dict[str, Any] = load(INVENTORY / "group_vars/all.yml")["llama_instances"]
     return instances
 
 
@@ -90,92 +38,3 @@ def models() -> dict[str, Any]:
     """The models that the scenario's inventory wishes for."""
     found: dict[str, Any] = load(INVENTORY / "group_vars/all.yml")["gguf_models"]
     return found
-
-
-def host_name(host: Host) -> str:
-    """The host's name in the inventory."""
-    names = {str(port): name for name, port in hosts().items()}
-    return names[str(host.backend.host.port)]
-
-
-@pytest.fixture
-def play(host: Host, tmp_path: Path) -> Play:
-    """Run a playbook of the project against this host, as a user does."""
-
-    def run(
-        *arguments: str, playbook: str = "site.yml", verbose: bool = False, **variables: Any
-    ) -> Run:
-        # In a file, so that no secret stands in the argument list, which -vvv shows.
-        given = tmp_path / "variables.json"
-        given.write_text(json.dumps(variables), encoding="utf-8")
-        done = subprocess.run(
-            [
-                str(BIN / "ansible-playbook"),
-                playbook,
-                f"--inventory={INVENTORY}",
-                f"--limit={host_name(host)}",
-                f"--extra-vars=@{given}",
-                *(["-vvv"] if verbose else []),
-                *arguments,
-            ],
-            cwd=PROJECT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Run(done.returncode, done.stdout + done.stderr)
-
-    return run
-
-
-class Hub:
-    """The stand-in Hub that the hosts download from, by its control routes."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def fault(self, **changes: Any) -> None:
-        """Have things go wrong from now on."""
-        requests.patch(f"{self.url}/_stand_in/faults", json=changes, timeout=10).raise_for_status()
-
-    def mend(self) -> None:
-        """Have nothing go wrong any more, and forget what was asked."""
-        requests.delete(f"{self.url}/_stand_in/faults", timeout=10).raise_for_status()
-        requests.delete(f"{self.url}/_stand_in/requests", timeout=10).raise_for_status()
-
-    def asked(self) -> list[dict[str, Any]]:
-        """The requests since the last mend."""
-        answer = requests.get(f"{self.url}/_stand_in/requests", timeout=10)
-        answer.raise_for_status()
-        records: list[dict[str, Any]] = answer.json()["requests"]
-        return records
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    """The stand-in Hub without faults, before and after."""
-    stand_in = Hub((PROJECT / ".testbed/hub.url").read_text(encoding="utf-8").strip())
-    stand_in.mend()
-    yield stand_in
-    stand_in.mend()
-
-
-def main_pid(host: Host, instance: str) -> int:
-    """The main process of an instance, 0 where none runs."""
-    unit = f"kloros-llama-{instance}.service"
-    return int(host.check_output(f"systemctl show --property=MainPID --value {unit}"))
-
-
-def get(host: Host, port: int, path: str, *, data: Any = None) -> dict[str, Any]:
-    """The JSON that a server on the host answers, asked on the host with nothing but Python."""
-    code = (
-        "import sys, urllib.request as u; "
-        "print(u.urlopen(u.Request(sys.argv[1], (sys.argv[2] or None) and sys.argv[2].encode(), "
-        "{'Content-Type': 'application/json'}), timeout=60).read().decode())"
-    )
-    body = "" if data is None else json.dumps(data)
-    done = host.run("python3 -c %s %s %s", code, f"http://127.0.0.1:{port}{path}", body)
-    assert done.rc == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer

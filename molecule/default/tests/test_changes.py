@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from conftest import Play, get, main_pid, only_on
 from testinfra.host import Host
+
+from testbed.host_tests import Play, get, main_pid, only_on
 
 KEY = "canary-4b1f0c7e9d52"
 CODE_KEY_FILE = "/etc/kloros-llm/credentials/code.key"

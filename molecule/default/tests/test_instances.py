@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from conftest import get, main_pid
 from testinfra.host import Host
+
+from testbed.host_tests import get, main_pid
 
 MODEL = "/var/lib/kloros-llm/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 

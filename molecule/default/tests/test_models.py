@@ -6,17 +6,20 @@ import hashlib
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import INVENTORY, PROJECT, Hub, Play, Run, host_name, load, only_on
 from testinfra.host import Host
+
+from testbed.host_tests import PROJECT, Hub, Play, Run, host_name, load, only_on
 
 pytestmark = only_on("kloros-trixie")
 
 PLAYBOOK = "molecule/default/models_only.yml"
 FOLDER = "/var/lib/kloros-llm/models"
 COPY = "second-copy.gguf"
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 SOURCE = load(INVENTORY / "group_vars/all.yml")["gguf_models"]["smollm2:135m"]["source"]
 SIZE_BYTES = 98362432
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 
-from conftest import PROJECT, get, host_name, main_pid, only_on
 from testinfra.host import Host
+
+from testbed.host_tests import PROJECT, get, host_name, main_pid, only_on
 
 DEADLINE_S = 120
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Hub, Play, Run, only_on
 from testinfra.host import Host
 
 from testbed.cache import cache_folder
+from testbed.host_tests import Hub, Play, Run, only_on
 
 pytestmark = only_on("kloros-bookworm")
 

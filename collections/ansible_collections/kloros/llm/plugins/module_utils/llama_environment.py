@@ -32,10 +32,12 @@ class LoraAdapter(TypedDict):
 class PlannedInstance(TypedDict):
     """One llama-server as planned: nothing here is a wish any more.
 
-    `aliases` starts with the name that clients use. `gpus` holds indices in PCI bus order or
-    UUIDs; empty is the CPU. `context_tokens` is for one slot. `gpu_layers` ("all", "auto" or a
-    number) counts only with GPUs. `api_key` says whether there is one; the unit passes its file,
-    and the key itself never comes here. `extra` maps long option names without dashes to values.
+    `aliases` starts with the name that clients use. `gpus` holds UUIDs; empty is the CPU.
+    `context_tokens` is for one slot. `gpu_layers` ("all", "auto" or a number), `split_mode`,
+    `main_gpu` (a position in `gpus`) and `tensor_split` (a share a GPU; empty: by the memory that
+    is free when the model is loaded) count only with GPUs. `api_key` says whether there is one; the
+    unit passes its file, and the key itself never comes here. `extra` maps long option names
+    without dashes to values.
     """
 
     name: str
@@ -43,11 +45,14 @@ class PlannedInstance(TypedDict):
     aliases: list[str]
     host: str
     port: int
-    gpus: list[int | str]
+    gpus: list[str]
     context_tokens: int
     slots: int
     kv_cache: str
     gpu_layers: str
+    split_mode: str | None
+    main_gpu: int | None
+    tensor_split: list[float]
     draft_model_path: str | None
     lora: list[LoraAdapter]
     embeddings: bool
@@ -56,6 +61,14 @@ class PlannedInstance(TypedDict):
     api_key: bool
     threads: int | None
     extra: dict[str, object]
+
+
+def cuda_devices(count: int) -> list[str]:
+    """The names that llama-server gives to that many GPUs.
+
+    CUDA counts the visible devices from 0, whatever their indices on the host are.
+    """
+    return [f"CUDA{index}" for index in range(count)]
 
 
 def instance_environment(instance: PlannedInstance) -> dict[str, str]:
@@ -78,14 +91,7 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
         "LLAMA_ARG_CACHE_TYPE_K": instance["kv_cache"],
         "LLAMA_ARG_CACHE_TYPE_V": instance["kv_cache"],
     }
-    if gpus:
-        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
-        # CUDA counts the visible devices from 0, whatever their indices on the host are.
-        variables["LLAMA_ARG_DEVICE"] = ",".join(f"CUDA{index}" for index in range(len(gpus)))
-        variables["LLAMA_ARG_N_GPU_LAYERS"] = instance["gpu_layers"]
-    else:
-        variables["LLAMA_ARG_DEVICE"] = "none"
+    variables |= _gpu_variables(instance) if gpus else {"LLAMA_ARG_DEVICE": "none"}
     if not (gpus and instance["gpu_layers"] == "auto"):
         # The plan has made it fit: loading something smaller instead would hide an error.
         variables["LLAMA_ARG_FIT"] = "off"
@@ -109,6 +115,28 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
     for variable, value in variables.items():
         if not value:
             raise ValueError(f"{variable} of instance {instance['name']} would be empty")
+    return variables
+
+
+def _gpu_variables(instance: PlannedInstance) -> dict[str, str]:
+    """What says on which GPUs an instance runs, and how its model lies on them."""
+    gpus = instance["gpus"]
+    variables = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "LLAMA_ARG_DEVICE": ",".join(cuda_devices(len(gpus))),
+        "LLAMA_ARG_N_GPU_LAYERS": instance["gpu_layers"],
+        # The proof reads from the log what lies on which device; only this level tells.
+        "LLAMA_ARG_LOG_JSONL": "1",
+        "LLAMA_ARG_LOG_VERBOSITY": "4",
+    }
+    if instance["split_mode"] is not None:
+        variables["LLAMA_ARG_SPLIT_MODE"] = instance["split_mode"]
+    if instance["main_gpu"] is not None:
+        variables["LLAMA_ARG_MAIN_GPU"] = str(instance["main_gpu"])
+    if instance["tensor_split"]:
+        shares = ",".join(f"{share:g}" for share in instance["tensor_split"])
+        variables["LLAMA_ARG_TENSOR_SPLIT"] = shares
     return variables
 
 

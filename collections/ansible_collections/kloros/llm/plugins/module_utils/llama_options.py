@@ -18,7 +18,8 @@ class ManagedOption:
     instead: str
 
 
-_FROM_GPUS = "set `gpus`; the plan decides how the model lies on them"
+_FROM_GPUS = "set `gpus`, and `gpu_layers`, `split_mode`, `main_gpu` or `tensor_split`"
+_LOG_IS_READ = "what lies on a GPU is read from the log, in the journal"
 _IN_FRONT = "TLS and paths are for a proxy in front; an instance is asked for its /health plainly"
 
 MANAGED: Mapping[str, ManagedOption] = {
@@ -68,6 +69,16 @@ MANAGED: Mapping[str, ManagedOption] = {
     "split-mode": ManagedOption("LLAMA_ARG_SPLIT_MODE", ("-sm", "--split-mode"), _FROM_GPUS),
     "main-gpu": ManagedOption("LLAMA_ARG_MAIN_GPU", ("-mg", "--main-gpu"), _FROM_GPUS),
     "tensor-split": ManagedOption("LLAMA_ARG_TENSOR_SPLIT", ("-ts", "--tensor-split"), _FROM_GPUS),
+    "log-jsonl": ManagedOption(
+        "LLAMA_ARG_LOG_JSONL", ("--log-jsonl", "--no-log-jsonl"), _LOG_IS_READ
+    ),
+    "log-verbosity": ManagedOption(
+        "LLAMA_ARG_LOG_VERBOSITY",
+        ("-lv", "--verbosity", "--log-verbosity"),
+        _LOG_IS_READ,
+    ),
+    "log-verbose": ManagedOption(None, ("-v", "--verbose", "--log-verbose"), _LOG_IS_READ),
+    "log-disable": ManagedOption(None, ("--log-disable",), _LOG_IS_READ),
     "fit": ManagedOption("LLAMA_ARG_FIT", ("-fit", "--fit"), _FROM_GPUS),
     "kv-cache-k": ManagedOption(
         "LLAMA_ARG_CACHE_TYPE_K", ("-ctk", "--cache-type-k"), "set `kv_cache`"

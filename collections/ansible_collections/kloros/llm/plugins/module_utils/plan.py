@@ -5,11 +5,16 @@ Every role after preflight only carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from . import release
+from .cuda_code import uncovered
+from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
+from .gpu_choice import ChosenGpu, choose_gpus
+from .gpu_proof import PLACING_OPTIONS
 from .llama_environment import PlannedInstance, instance_environment
 from .systemd import UNIT_DIR, UNIT_PREFIX
 from .wishes import SETTING_KEYS, check_instances, check_models, check_settings, model_names
@@ -29,6 +34,9 @@ RUN_PACKAGES: Final = ("libgomp1",)
 
 _BUILD_DISK_MIB: Final = {"cpu": 2048, "cuda": 12288}
 _RELEASE_DISK_MIB: Final = {"cpu": 256, "cuda": 3072}
+# What a toolkit takes, by where it comes from; `system` is there already.
+_TOOLKIT_DISK_MIB: Final = {"distribution": 6144, "pypi": 4096, "redist": 4096}
+_BACKEND_OF_PACKAGE: Final = re.compile(r"-(cpu|cuda)-[0-9a-f]{10}-")
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
 
@@ -66,8 +74,8 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
 
     `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
     `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
-    returned. Returns `plan` (plain data, without secrets) and `findings`; a plan with errors among
-    its findings must not be carried out.
+    returned, with `gpus` from `gpu_info` and `cuda` from `cuda_info`. Returns `plan` (plain data,
+    without secrets) and `findings`; a plan with errors among its findings must not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
@@ -82,13 +90,15 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     planned: list[dict[str, Any]] = []
     for name, wish in usable.items() if not settings_findings else ():
         try:
-            planned.append(_instance(name, wish, models, wishes))
+            planned.append(_instance(name, wish, models, wishes, host["gpus"]))
         except ValueError as problem:
             form = "what llama-server and systemd can take"
             found = error(f"llama_instances.{name}", str(problem), form, "correct the wish")
             instance_findings.append(found)
-    llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host["machine"])
-    llama_cpp_findings += _compiler_findings(wishes["llama_cpp"], host["programs"])
+    on_gpus = [name for name, wish in usable.items() if wish["gpus"]]
+    llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host, on_gpus)
+    if llama_cpp["cuda"]:
+        llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"]["architectures"])
     findings = [
         *settings_findings,
         *model_findings,
@@ -105,6 +115,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         "schema": SCHEMA,
         "user": wishes["user"],
         "machine": host["machine"],
+        "driver": host["gpus"]["driver"],
         "llama_cpp": llama_cpp,
         "models_dir": models_wish["dir"],
         "models": [
@@ -147,6 +158,7 @@ def _instance(
     wish: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
     wishes: Mapping[str, Any],
+    gpus: Mapping[str, Any],
 ) -> dict[str, Any]:
     settings = wishes["llama_instances"]
     folder = wishes["gguf_models"]["dir"]
@@ -158,17 +170,24 @@ def _instance(
         return settings[key] if wish[key] is None else wish[key]
 
     model = wish["model"]
+    # Where the GPUs cannot be seen at all, a finding of its own says why.
+    chosen = choose_gpus(wish["gpus"], gpus["gpus"]) if gpus["status"] == "ok" else []
     instance: PlannedInstance = {
         "name": name,
         "model_path": path(model),
         "aliases": [model, *models[model]["aliases"]],
         "host": own_or("host"),
         "port": wish["port"],
-        "gpus": list(wish["gpus"]),
+        "gpus": [gpu["uuid"] for gpu in chosen],
         "context_tokens": _context_tokens(own_or("context")),
         "slots": own_or("parallel"),
         "kv_cache": wish["kv_cache"][0],
         "gpu_layers": str(wish["gpu_layers"]),
+        "split_mode": wish["split_mode"],
+        "main_gpu": None
+        if wish["main_gpu"] is None
+        else _position(wish["main_gpu"], chosen, wish["gpus"]),
+        "tensor_split": list(wish["tensor_split"]),
         "draft_model_path": path(wish["draft_model"]) if wish["draft_model"] else None,
         "lora": [
             {"path": path(item), "scale": 1.0}
@@ -187,11 +206,24 @@ def _instance(
         **instance,
         "unit": unit_name(name),
         "model": model,
+        "gpus": chosen,
+        "min_tokens_per_s": float(own_or("min_tokens_per_s")),
+        "placed_by_hand": bool(PLACING_OPTIONS & set(wish["extra"])),
         "modes": list(wish["modes"]),
         "model_files": [path(name) for name in _models_of(wish)],
         "url": _url(instance["host"], instance["port"]),
         "environment": instance_environment(instance),
     }
+
+
+def _position(gpu: int | str, chosen: Sequence[ChosenGpu], wanted: Sequence[int | str]) -> int:
+    """The place of a GPU among an instance's own, which is what llama-server counts in."""
+    for position, other in enumerate(chosen):
+        if gpu in (other["index"], other["uuid"], wanted[position]):
+            return position
+    if not chosen:
+        return 0
+    raise ValueError(f"main_gpu is {gpu}, which is none of its gpus")
 
 
 def _url(host: str, port: int) -> str:
@@ -202,17 +234,89 @@ def _url(host: str, port: int) -> str:
 
 
 def _llama_cpp(
-    wish: Mapping[str, Any], machine: Mapping[str, Any]
+    wish: Mapping[str, Any], host: Mapping[str, Any], on_gpus: Sequence[str]
 ) -> tuple[dict[str, Any], list[Finding]]:
-    found: list[Finding] = []
-    source = wish["source"]
+    """The plan of llama.cpp itself; `on_gpus` are the instances that ask for GPUs."""
+    found = _source_findings(wish)
+    backend = _backend(wish, on_gpus)
+    gpus, machine = host["gpus"], host["machine"]
+    if on_gpus and backend == "cpu":
+        found.append(
+            error(
+                "llama_cpp_backend",
+                f"it is cpu, and {', '.join(on_gpus)} ask for GPUs",
+                "cuda, or instances without gpus",
+                "set it to auto, or take gpus out of the instances",
+            )
+        )
+    if on_gpus and gpus["status"] != "ok":
+        found += [
+            error(
+                f"llama_instances.{name}.gpus",
+                gpus["detail"],
+                "GPUs that the driver shows",
+                gpus["cure"],
+            )
+            for name in on_gpus
+        ]
+    cuda = None
+    if backend == "cuda" and wish["source"] != "package":
+        cuda, cuda_findings = plan_cuda(wish, gpus, host["cuda"], machine, runs_here=bool(on_gpus))
+        found += cuda_findings
+    # Without the driver's library a program that is linked with it does not even start: the
+    # backends are then plugins, which the server can do without while it is built and packed.
+    no_driver_library = (
+        cuda is not None
+        and host["cuda"]["driver_library"] is None
+        and cuda["source"] != "distribution"
+    )
+    memory_per_job_mib = max(1, wish["memory_per_job_mib"])
+    jobs = wish["jobs"] or release.jobs(machine["cpus"], machine["memory_mib"], memory_per_job_mib)
     identities = {
         "git": {"url": wish["git_url"], "version": wish["version"]},
         "archive": {"sha256": wish["archive_sha256"], "subdir": wish["archive_subdir"]},
         "package": {"sha256": wish["package_sha256"]},
     }
+    planned = {
+        **wish,
+        "backend": backend,
+        "cuda": cuda,
+        "portable": wish["portable"] or no_driver_library,
+        "jobs": jobs,
+        "source_identity": identities[wish["source"]],
+    }
+    return planned, found
+
+
+def _code_findings(
+    instances: Sequence[Mapping[str, Any]], architectures: Sequence[str]
+) -> list[Finding]:
+    return [
+        error(
+            f"llama_instances.{instance['name']}.gpus",
+            f"a build for {', '.join(architectures)} holds no code for {', '.join(missing)}",
+            "code for every GPU that an instance runs on",
+            "add its architecture to llama_cpp_cuda_architectures, or leave that empty",
+        )
+        for instance in instances
+        if (missing := uncovered(architectures, instance["gpus"]))
+    ]
+
+
+def _backend(wish: Mapping[str, Any], on_gpus: Sequence[str]) -> str:
+    """`cpu` or `cuda`: a package is what it is; `auto` follows the instances."""
+    if wish["source"] == "package":
+        packed = _BACKEND_OF_PACKAGE.search(str(wish["package"]))
+        return packed.group(1) if packed else "cpu"
+    if wish["backend"] != "auto":
+        return str(wish["backend"])
+    return "cuda" if on_gpus or wish["cuda_architectures"] else "cpu"
+
+
+def _source_findings(wish: Mapping[str, Any]) -> list[Finding]:
+    source = wish["source"]
     needed = () if source == "git" else (source, f"{source}_sha256")
-    found.extend(
+    found = [
         error(
             f"llama_cpp_{key}",
             "it is empty",
@@ -221,7 +325,7 @@ def _llama_cpp(
         )
         for key in needed
         if not wish[key]
-    )
+    ]
     place = wish[source] if source != "git" else ""
     if place.startswith("/") and not wish[f"{source}_there"]:
         found.append(
@@ -232,34 +336,7 @@ def _llama_cpp(
                 "correct the path",
             )
         )
-    if wish["backend"] == "cuda" and source != "package" and not wish["cuda_architectures"]:
-        found.append(
-            error(
-                "llama_cpp_cuda_architectures",
-                "it is empty",
-                "the compute capabilities to build for, e.g. 61-real;86-real",
-                "set it in the inventory",
-            )
-        )
-    memory_per_job_mib = max(1, wish["memory_per_job_mib"])
-    jobs = wish["jobs"] or release.jobs(machine["cpus"], machine["memory_mib"], memory_per_job_mib)
-    planned = {**wish, "jobs": jobs, "source_identity": identities[source]}
-    return planned, found
-
-
-def _compiler_findings(
-    wish: Mapping[str, Any], programs: Mapping[str, str | None]
-) -> list[Finding]:
-    return [
-        error(
-            "llama_cpp_cuda_compiler",
-            f"{compiler} is not on the host, or does not run",
-            "a CUDA compiler, to build for llama_cpp_backend: cuda",
-            "install a CUDA toolkit and give the path of its nvcc, or install a package",
-        )
-        for compiler in release.cuda_compilers(wish)
-        if programs[compiler] is None
-    ]
+    return found
 
 
 def _machine_findings(machine: Mapping[str, Any], any_system: bool) -> list[Finding]:
@@ -361,6 +438,9 @@ def _disk_findings(
     if llama_cpp["source"] != "package":
         cache = llama_cpp["cache_dir"]
         wanted[cache] = wanted.get(cache, 0) + _BUILD_DISK_MIB[backend]
+    if cuda := llama_cpp["cuda"]:
+        place = "/usr" if cuda["source"] == "distribution" else llama_cpp["cache_dir"]
+        wanted[place] = wanted.get(place, 0) + _TOOLKIT_DISK_MIB.get(cuda["source"], 0)
     per_mount: dict[str, int] = {}
     for path, mib in wanted.items():
         per_mount[disks[path]["mount"]] = per_mount.get(disks[path]["mount"], 0) + mib

@@ -16,8 +16,17 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def _place(gpus: Sequence[Any]) -> str:
-    return "CPU" if not gpus else f"GPU {', '.join(str(gpu) for gpu in gpus)}"
+def _place(gpus: Sequence[Mapping[str, Any]]) -> str:
+    return "CPU" if not gpus else f"GPU {', '.join(str(gpu['index']) for gpu in gpus)}"
+
+
+def _cuda(cuda: Mapping[str, Any]) -> list[str]:
+    compiler = cuda["host_compiler"]
+    return [
+        f"CUDA       {cuda['version']} ({cuda['source']}) for {', '.join(cuda['architectures'])}, "
+        f"with g++ {compiler['version']}",
+        *(f"           {reason}" for reason in cuda["reasons"]),
+    ]
 
 
 def table(plan: Mapping[str, Any]) -> list[str]:
@@ -34,7 +43,11 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         f"host       {machine['os']['name']}, {machine['architecture']}, {machine['cpus']} CPUs, "
         f"{machine['memory_mib']} MiB, systemd {machine['systemd']}",
         f"llama.cpp  {release}",
+        *(_cuda(llama_cpp["cuda"]) if llama_cpp["cuda"] else []),
     ]
+    if plan["driver"]:
+        driver = plan["driver"]
+        lines.insert(1, f"driver     {driver['version']} (CUDA {driver['cuda_version']})")
     if plan["models"]:
         models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
         lines += ["", *columns([["model", "file", "source"], *models])]

@@ -49,16 +49,16 @@ class Release(TypedDict):
 def cmake_flags(wish: Mapping[str, Any]) -> dict[str, str]:
     """CMake cache entries of a build, name to value.
 
-    `wish` is the plan's `llama_cpp` part: version, backend (`cpu` or `cuda`),
-    cuda_architectures, cuda_compiler, portable, cmake_flags (the user's own, which win).
+    `wish` is the plan's `llama_cpp` part: version, backend (`cpu` or `cuda`), cuda (a CudaPlan),
+    portable, cmake_flags (the user's own, which win).
     """
     flags = dict(_BASE_FLAGS)
     flags |= _PORTABLE_FLAGS if wish["portable"] else {"GGML_NATIVE": "ON"}
     if wish["backend"] == "cuda":
         flags["GGML_CUDA"] = "ON"
-        flags["CMAKE_CUDA_ARCHITECTURES"] = wish["cuda_architectures"]
-        if wish["cuda_compiler"]:
-            flags["CMAKE_CUDA_COMPILER"] = wish["cuda_compiler"]
+        flags["CMAKE_CUDA_ARCHITECTURES"] = ";".join(wish["cuda"]["architectures"])
+        # It would be linked where a host happens to have it, and could not travel.
+        flags["GGML_CUDA_NCCL"] = "OFF"
     # A source without git history would report version 0 of an unknown commit.
     version = wish["version"]
     nightly = _NIGHTLY_TAG.match(version)
@@ -69,21 +69,19 @@ def cmake_flags(wish: Mapping[str, Any]) -> dict[str, str]:
     return flags | {name: str(value) for name, value in wish["cmake_flags"].items()}
 
 
-def definitions(flags: Mapping[str, str]) -> list[str]:
-    """CMake cache entries as arguments, `-DNAME=value`, in a stable order."""
-    return [f"-D{name}={value}" for name, value in sorted(flags.items())]
+def definitions(flags: Mapping[str, str], cuda: Mapping[str, Any] | None = None) -> list[str]:
+    """CMake cache entries as arguments, `-DNAME=value`, in a stable order.
 
-
-def cuda_compilers(wish: Mapping[str, Any]) -> list[str]:
-    """The CUDA compiler that a build of the plan's `llama_cpp` part takes, if it takes one."""
-    if wish["backend"] != "cuda" or wish["source"] == "package":
-        return []
-    return [wish["cuda_compiler"] or "nvcc"]
-
-
-def toolchain(wish: Mapping[str, Any]) -> list[str]:
-    """The programs whose versions decide what a build of the plan's `llama_cpp` part gives."""
-    return ["c++", "cmake", *cuda_compilers(wish)]
+    `cuda` is a CudaPlan: where its tools lie is told to CMake too, but makes no other release.
+    """
+    tools = {}
+    if cuda:
+        tools["CMAKE_CUDA_COMPILER"] = cuda["nvcc"]
+        tools["CMAKE_CUDA_HOST_COMPILER"] = cuda["host_compiler"]["path"]
+        # CMake finds a toolkit that is spread over /usr by itself, and not with this.
+        if cuda["root"] != "/usr":
+            tools["CUDAToolkit_ROOT"] = cuda["root"]
+    return [f"-D{name}={value}" for name, value in sorted((tools | dict(flags)).items())]
 
 
 def describe(
@@ -102,6 +100,13 @@ def describe(
         "toolchain": dict(versions),
         "cpu": None if wish["portable"] else cpu_digest,
     }
+    if wish["backend"] == "cuda":
+        # Not where the toolkit comes from: what another run finds on the host is the same one.
+        identity["cuda"] = {
+            "toolkit": wish["cuda"]["version"],
+            "architectures": wish["cuda"]["architectures"],
+            "host_compiler": wish["cuda"]["host_compiler"]["version"],
+        }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     if versions["c++"] is None:  # only in check mode: the compiler would have been installed
         digest = UNSETTLED

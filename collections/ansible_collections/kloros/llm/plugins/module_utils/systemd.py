@@ -82,10 +82,19 @@ def last_words(unit: str, since: float, lines: int = 25) -> list[str]:
 
     systemd's own messages are left out: they say that it failed, not why.
     """
-    argv = ["journalctl", f"--unit={unit}", f"--since=@{int(since)}", "--output=json", "--quiet"]
+    return _journal(f"--unit={unit}", f"--since=@{int(since)}")[-lines:]
+
+
+def words_since_start(invocation: str) -> list[str]:
+    """Everything that a unit has written since its last start, named by its invocation id."""
+    return _journal(f"_SYSTEMD_INVOCATION_ID={invocation}")
+
+
+def _journal(*matches: str) -> list[str]:
+    argv = ["journalctl", "--output=json", "--quiet", "--no-pager"]
     # The journal may lag behind the exit of the process by a moment.
     run(["journalctl", "--sync"])
-    _, output = run([*argv, "--no-pager", "--output-fields=MESSAGE,_PID,SYSLOG_IDENTIFIER"])
+    _, output = run([*argv, "--output-fields=MESSAGE,_PID,SYSLOG_IDENTIFIER", *matches])
     messages: list[str] = []
     for line in output.splitlines():
         try:
@@ -98,5 +107,16 @@ def last_words(unit: str, since: float, lines: int = 25) -> list[str]:
         if isinstance(message, list):  # journalctl writes bytes that are not UTF-8 as numbers
             message = bytes(message).decode(errors="replace")
         if message:
-            messages.append(str(message))
-    return messages[-lines:]
+            messages.append(_plain(str(message)))
+    return messages
+
+
+def _plain(message: str) -> str:
+    """What llama-server's structured log says, as people read it."""
+    try:
+        entry = json.loads(message)
+    except ValueError:
+        return message
+    if isinstance(entry, dict) and entry.get("type") == "log":
+        return str(entry.get("msg", "")).rstrip("\n")
+    return message

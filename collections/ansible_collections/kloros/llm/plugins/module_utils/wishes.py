@@ -22,7 +22,7 @@ _MODEL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*\Z")
 _INSTANCE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}\Z")
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.gguf\Z")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
-_GPU_UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+\Z")
+_GPU_UUID: Final = re.compile(r"GPU-[0-9A-Za-z-]+\Z")
 _HOST: Final = re.compile(r"[0-9A-Za-z.:-]+\Z")
 
 
@@ -65,6 +65,14 @@ def _is_list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_gpu(value: Any) -> bool:
     return _is_integer(value, 0, 63) or _matches(_GPU_UUID)(value)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
+
+
+def _is_share(value: Any) -> bool:
+    return _is_rate(value) and value > 0
 
 
 def _is_context(value: Any) -> bool:
@@ -125,6 +133,19 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         lambda v: v in ("all", "auto") or _is_integer(v, 0, 1000),
         "all",
     ),
+    "split_mode": Key(
+        "how a model lies on several GPUs: layer, row, tensor or none",
+        lambda v: v in ("layer", "row", "tensor", "none"),
+    ),
+    "main_gpu": Key("one of the instance's gpus, by its index or UUID", _is_gpu),
+    "tensor_split": Key(
+        "the GPUs' shares of the model, one number for each of gpus, e.g. [3, 2]",
+        _is_list_of(_is_share),
+        [],
+    ),
+    "min_tokens_per_s": Key(
+        "tokens a second that the instance must reach, 0 for any rate", _is_rate
+    ),
     "threads": Key(
         "the number of CPU threads, an integer from 1", lambda v: _is_integer(v, 1, 1024)
     ),
@@ -181,12 +202,23 @@ SETTING_KEYS: Final[Mapping[str, Key]] = {
     "llama_cpp_package_sha256": _SHA256_OR_NONE,
     "llama_cpp_dir": _PATH,
     "llama_cpp_cache_dir": _PATH,
+    "llama_cpp_cuda_version": Key(
+        "a version of CUDA such as 12.8, or nothing",
+        lambda value: value == "" or _matches(re.compile(r"\d{2}\.\d\Z"))(value),
+    ),
+    "llama_cpp_cuda_toolkit": Key(
+        "auto, system, distribution, pypi, redist, or the absolute path of a toolkit",
+        lambda value: (
+            value in ("auto", "system", "distribution", "pypi", "redist") or _PATH.test(value)
+        ),
+    ),
     "llama_cpp_jobs": Key("a number from 0 (automatic)", lambda v: _is_integer(v, 0, 4096)),
     "llama_cpp_memory_per_job_mib": Key("MiB, from 64", lambda v: _is_integer(v, 64, 2**20)),
     "gguf_models_dir": _PATH,
     "llama_instances_host": INSTANCE_KEYS["host"],
     "llama_instances_context": INSTANCE_KEYS["context"],
     "llama_instances_parallel": INSTANCE_KEYS["parallel"],
+    "llama_instances_min_tokens_per_s": INSTANCE_KEYS["min_tokens_per_s"],
 }
 
 
@@ -358,6 +390,10 @@ def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> 
                     f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
                 )
             )
+    if wish["tensor_split"] and len(wish["tensor_split"]) != len(wish["gpus"]):
+        shown = f"{len(wish['tensor_split'])} shares for {len(wish['gpus'])} GPUs"
+        cure = "give one share a GPU, or leave it to their free memory"
+        found.append(error(f"{path}.tensor_split", shown, "one share for each GPU", cure))
     if wish["embeddings"] and wish["rerank"]:
         one = "one instance for each"
         found.append(

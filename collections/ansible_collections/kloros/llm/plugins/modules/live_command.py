@@ -44,6 +44,11 @@ options:
       - The default fits Ninja.
     type: str
     default: '^\[\s*(?P<done>\d+)/(?P<total>\d+)\]'
+  progress_unit:
+    description: What O(progress_regex) counts.
+    type: str
+    choices: [steps, bytes]
+    default: steps
   creates:
     description:
       - Path that the command makes. Where it exists, nothing is run.
@@ -105,7 +110,7 @@ duration_s:
   type: float
   sample: 512.3
 steps_total:
-  description: Number of steps that the output last spoke of; V(null) where it spoke of none.
+  description: Number of steps (or bytes) that the output last spoke of; V(null) where of none.
   returned: when the command was run
   type: int
   sample: 220
@@ -340,6 +345,7 @@ def main() -> None:
                 "type": "str",
                 "default": r"^\[\s*(?P<done>\d+)/(?P<total>\d+)\]",
             },
+            "progress_unit": {"type": "str", "choices": ["steps", "bytes"], "default": "steps"},
             "creates": {"type": "path"},
             "lock_path": {"type": "path"},
             "timeout_s": {"type": "int", "default": 0},
@@ -354,7 +360,8 @@ def main() -> None:
     done = nothing_to_do(params)
     if done or module.check_mode:
         module.exit_json(**(done or {"changed": True, "log_path": params["log_path"]}))
-    progress = ProgressFile(params["progress_file"], params["label"] or params["argv"][0], "steps")
+    label = params["label"] or params["argv"][0]
+    progress = ProgressFile(params["progress_file"], label, params["progress_unit"])
     try:
         result = settle(params, progress)
     except OSError as error:

@@ -14,6 +14,8 @@ description:
     writing files and restarting is made good by the next one.
   - Proves afterwards that this very process listens on the port, is healthy, and has the slots
     and the context that were planned.
+  - Proves once after each start that an instance on GPUs uses them, by its log (layers, and where
+    the weights lie), by the driver (memory that the process holds), and by its token rate.
   - A server that does not come up fails the task with its own last words.
 options:
   unit:
@@ -43,6 +45,48 @@ options:
   api_key:
     description: Key that the server asks for, if it does.
     type: str
+  gpus:
+    description:
+      - The GPUs that the instance must use, in its order. With any, each start is proven to have
+        brought the model there; without, the instance runs on the CPU.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      index:
+        description: The GPU's index on the host.
+        type: int
+        required: true
+      uuid:
+        description: The GPU's UUID.
+        type: str
+        required: true
+      name:
+        description: The GPU's name.
+        type: str
+        required: true
+  gpu_layers:
+    description: Layers that must be on the GPUs, V(all), V(auto) (at least one) or a number.
+    type: str
+    default: all
+  split_mode:
+    description: How the model is split over several GPUs, as llama-server calls it.
+    type: str
+  main_gpu:
+    description: Position among O(gpus) of the one that holds the model where it is not split.
+    type: int
+  placed_by_hand:
+    description: Whether the inventory places weights in main memory itself.
+    type: bool
+    default: false
+  generates:
+    description: Whether the server generates text, so that its token rate can be measured.
+    type: bool
+    default: true
+  min_tokens_per_s:
+    description: Token rate that an instance on GPUs must reach after a start, 0 for any.
+    type: float
+    default: 0
   timeout_s:
     description: Longest wait for the unit to be ready, in seconds.
     type: int
@@ -89,6 +133,22 @@ context_tokens:
   returned: when it runs
   type: int
   sample: 8192
+layers:
+  description: Layers on GPUs, and layers in all, as the server's log says.
+  returned: when it runs on GPUs and was proven in this run
+  type: list
+  elements: int
+  sample: [31, 31]
+buffers_mib:
+  description: Where its weights lie, in MiB a buffer.
+  returned: when it runs on GPUs and was proven in this run
+  type: dict
+  sample: {CUDA0: 92.1, CPU_Mapped: 28.7}
+tokens_per_s:
+  description: Token rate that was measured; null where the server generates no text.
+  returned: when it runs on GPUs and was proven in this run
+  type: float
+  sample: 48.2
 last_words:
   description: The last lines that the server wrote before it failed.
   returned: on failure
@@ -101,24 +161,49 @@ import json
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kloros.llm.plugins.module_utils.gpu_proof import (
+    memory_problems,
+    offload_problems,
+    read_offload,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.host_facts import listeners, run
+from ansible_collections.kloros.llm.plugins.module_utils.llama_environment import cuda_devices
+from ansible_collections.kloros.llm.plugins.module_utils.nvidia_smi import gpu_info
 from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
     UnitState,
     environment_of,
     last_words,
     unit_state,
+    words_since_start,
 )
 
 DIGEST_VARIABLE = "KLOROS_LLM_CONFIG_DIGEST"
+PROVEN_DIR = Path("/run/kloros-llm/proven")
+RATE_REQUEST = {
+    "prompt": "The history of the computer begins",
+    "n_predict": 48,
+    "temperature": 0,
+    "ignore_eos": True,
+    "cache_prompt": False,
+}
 
 
-def get_json(url: str, api_key: str | None, timeout_s: float = 10) -> dict[str, Any]:
-    """The JSON object that a server on this host answers; no proxy is asked."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http, from the plan
+def get_json(
+    url: str, api_key: str | None, timeout_s: float = 10, body: Any = None
+) -> dict[str, Any]:
+    """The JSON object that a server on this host answers, to a POST if there is a body.
+
+    No proxy is asked.
+    """
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - http, from the plan
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout_s) as answer:
         parsed = json.load(answer)
@@ -180,6 +265,64 @@ def prove(module: AnsibleModule, main_pid: int) -> dict[str, int]:
     return {"slots": slots, "context_tokens": context_tokens}
 
 
+def prove_gpus(module: AnsibleModule, state: UnitState) -> dict[str, Any]:
+    """Where the model of a started instance lies and how fast it is; fails unless as planned.
+
+    What is proven is remembered by the start's invocation id until the next boot.
+    """
+    params = module.params
+    unit: str = params["unit"]
+    remembered = PROVEN_DIR / unit
+    if remembered.exists() and remembered.read_text(encoding="ascii") == state["invocation"]:
+        return {}
+    devices = cuda_devices(len(params["gpus"]))
+    offload = read_offload(words_since_start(state["invocation"]))
+    problems = offload_problems(
+        offload,
+        devices,
+        params["gpu_layers"],
+        split_mode=params["split_mode"],
+        main_gpu=params["main_gpu"],
+        placed_by_hand=params["placed_by_hand"],
+    )
+    shown = gpu_info()
+    if shown["status"] == "ok":
+        problems += memory_problems(
+            offload, devices, params["gpus"], shown["gpus"], state["main_pid"]
+        )
+    else:
+        problems.append(f"The driver shows no GPU: {shown['detail']}")
+    rate = None
+    if params["generates"] and not problems:
+        rate = token_rate(module)
+        if rate < params["min_tokens_per_s"]:
+            problems.append(
+                f"It generates {rate:.1f} tokens/s, at least {params['min_tokens_per_s']:g} were "
+                "wanted (min_tokens_per_s)."
+            )
+    result = {**offload, "tokens_per_s": rate}
+    if problems:
+        remembered.unlink(missing_ok=True)
+        said = "\n".join(f"    {problem}" for problem in problems)
+        message = f"{unit} answers, but is not proven to use its GPUs:\n{said}"
+        module.fail_json(msg=message, **result)
+    PROVEN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    remembered.write_text(state["invocation"], encoding="ascii")
+    return result
+
+
+def token_rate(module: AnsibleModule) -> float:
+    """Tokens a second that the server generates for one request."""
+    params = module.params
+    rate = 0.0
+    try:
+        answer = get_json(f"{params['url']}/completion", params["api_key"], 120, RATE_REQUEST)
+        rate = float(answer["timings"]["predicted_per_second"])
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        module.fail_json(msg=f"{params['unit']} does not complete a short text: {problem}")
+    return rate
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -189,6 +332,22 @@ def main() -> None:
             "slots": {"type": "int", "required": True},
             "context_tokens": {"type": "int", "required": True},
             "api_key": {"type": "str", "no_log": True},
+            "gpus": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "index": {"type": "int", "required": True},
+                    "uuid": {"type": "str", "required": True},
+                    "name": {"type": "str", "required": True},
+                },
+            },
+            "gpu_layers": {"type": "str", "default": "all"},
+            "split_mode": {"type": "str"},
+            "main_gpu": {"type": "int"},
+            "placed_by_hand": {"type": "bool", "default": False},
+            "generates": {"type": "bool", "default": True},
+            "min_tokens_per_s": {"type": "float", "default": 0},
             "timeout_s": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
@@ -218,6 +377,8 @@ def main() -> None:
         state = unit_state(unit)
     result["main_pid"] = state["main_pid"]
     result.update(prove(module, state["main_pid"]))
+    if module.params["gpus"] and not module.check_mode:
+        result.update(prove_gpus(module, state))
     module.exit_json(**result)
 
 

@@ -1,0 +1,291 @@
+"""A host with GPUs and nothing but their driver: a package is installed, instances are proven.
+
+nvidia-smi and the CUDA backend are stand-ins, which show the KLoROS machine's two GPUs; the server,
+its unit and the proof are real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import INVENTORY
+from testinfra.host import Host
+
+from testbed.host_tests import PROJECT, Play, Run, connect, get, host_name, load, main_pid, only_on
+
+pytestmark = only_on("kloros-gpu")
+
+STATE = "/etc/stand_in_nvidia_smi/state.json"
+NO_PROCESSES = "/etc/stand_in_nvidia_smi/no_processes"
+KLOROS: dict[str, Any] = json.loads(
+    (PROJECT / "testbed/data/nvidia_smi_kloros.json").read_text(encoding="utf-8")
+)
+UUIDS = [gpu["uuid"] for gpu in KLOROS["gpus"]]
+MODELS = load(INVENTORY / "group_vars/all/demo.yml")["gguf_models"]
+LIVE = {"model": "smollm2:135m", "port": 8080, "gpus": [0], "context": 2048, "threads": 2}
+UNIT = "kloros-llama-live.service"
+SHARED = "/var/cache/kloros-llm/stand_in_cuda"  # the builder and this host have one cache
+PLUGIN = "/opt/llama.cpp/current/bin/libggml-cuda.so"
+
+Serve = Callable[..., Run]
+
+
+def package() -> Path:
+    """The package that the builder has packed, the newest if there are several."""
+    found = sorted(
+        (PROJECT / ".testbed/packages").glob("*.tar.gz"), key=lambda p: p.stat().st_mtime
+    )
+    return found[-1]
+
+
+@pytest.fixture(scope="module")
+def digest() -> str:
+    with package().open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@pytest.fixture
+def serve(play: Play, digest: str) -> Serve:
+    """Run site.yml with the package and the live instance, changed as the test likes."""
+
+    def run(*arguments: str, instances: Any = None, **changes: Any) -> Run:
+        settings = {
+            "llama_cpp_source": "package",
+            "llama_cpp_package": str(package()),
+            "llama_cpp_package_sha256": digest,
+            "llama_cpp_pack_dir": "",
+            "gguf_models": MODELS,
+            "llama_instances_restart_s": 1,
+            "llama_instances": {"live": LIVE} if instances is None else instances,
+        }
+        return play(*arguments, **(settings | changes))
+
+    return run
+
+
+@pytest.fixture
+def gpus(host: Host) -> Iterator[Callable[..., None]]:
+    """Change what the stand-ins show of the GPUs; afterwards all is as it was."""
+
+    def show(**changes: Any) -> None:
+        text = json.dumps(KLOROS | changes)
+        host.check_output("printf %%s %s > %s", text, STATE)
+
+    show()
+    yield show
+    host.check_output(f"rm -f {NO_PROCESSES}")
+    show()
+
+
+def active(host: Host, unit: str = UNIT) -> bool:
+    return host.run(f"systemctl is-active {unit}").stdout.strip() == "active"
+
+
+def test_plan_of_the_kloros_machine(host: Host, play: Play) -> None:
+    """The owner's inventory against a virgin host with the owner's GPUs, without a change."""
+    run = play("--inventory=inventories/kloros", "--check", "--diff")
+    assert run.returncode == 0, run.output
+    assert "CUDA       12.4 (distribution) for 61-real, 86-real, with g++ 13" in run.output
+    assert "driver     550.163.01 (CUDA 12.4)" in run.output
+    assert "GTX 1080 Ti, 6.1) is the oldest and needs CUDA 12.9 or older" in run.output
+    assert "it is the driver's own version" in run.output
+    assert not host.file("/opt/llama.cpp").exists
+    assert not host.package("cmake").is_installed
+
+
+def test_backend_that_does_not_load_is_no_silent_fall_back(host: Host, serve: Serve) -> None:
+    """The builder has built a part of the backend only: it cannot be loaded."""
+    run = serve()
+    assert run.returncode != 0
+    assert "invalid device: CUDA0" in run.output
+    assert not active(host)
+
+
+def test_release_stands_on_its_own(host: Host) -> None:
+    assert not host.package("nvidia-cuda-toolkit").is_installed
+    assert not host.package("g++").is_installed
+    listed = host.check_output(f"ldd {PLUGIN}")
+    missing = [line.split()[0] for line in listed.splitlines() if "not found" in line]
+    assert missing == ["libcuda.so.1"]
+    assert "libcublasLt.so.12 => /opt/llama.cpp/" in listed
+
+
+@pytest.fixture(scope="module")
+def stand_in_backend(host: Host) -> None:
+    """The stand-in for the CUDA backend, built on the builder, in the place of the real one."""
+    builder = connect(INVENTORY, "kloros-builder")
+    builder.check_output(
+        f"sh -c 'rm -rf {SHARED} && cp --recursive --dereference /opt/llama.cpp/current/bin {SHARED}"
+        f" && bash /opt/testbed/stand_in_cuda/build.sh"
+        f" $(dirname $(ls /var/cache/kloros-llm/sources/*/CMakeLists.txt | head -n 1)) {SHARED}'"
+    )
+    host.check_output(f"cp --remove-destination {SHARED}/libggml-cuda.so {PLUGIN}")
+
+
+@pytest.fixture
+def served(host: Host, stand_in_backend: None, gpus: Callable[..., None], serve: Serve) -> Serve:
+    """The live instance runs on the first GPU, and is proven."""
+    run = serve()
+    assert run.returncode == 0, run.output
+    assert active(host)
+    return serve
+
+
+def test_instance_runs_on_its_gpu(host: Host, served: Serve) -> None:
+    settings = host.file("/etc/kloros-llm/instances/live.env").content_string
+    assert f'CUDA_VISIBLE_DEVICES="{UUIDS[0]}"' in settings
+    assert 'LLAMA_ARG_DEVICE="CUDA0"' in settings
+    answer = get(host, 8080, "/completion", data={"prompt": "One two three", "n_predict": 4})
+    assert answer["content"]
+    shown = host.check_output("nvidia-smi --query-compute-apps=pid,gpu_uuid --format=csv,noheader")
+    assert shown == f"{main_pid(host, 'live')}, {UUIDS[0]}"
+
+
+def test_proven_instance_is_left_alone(host: Host, served: Serve) -> None:
+    before = main_pid(host, "live")
+    run = served()
+    assert (run.returncode, run.changed) == (0, 0), run.output
+    assert main_pid(host, "live") == before
+
+
+def test_unit_sees_the_gpus_and_no_other_device(host: Host, served: Serve) -> None:
+    shown = host.check_output(f"systemctl show --property=DevicePolicy,DeviceAllow {UNIT}")
+    assert "DevicePolicy=closed" in shown
+    allowed = {line.split("=")[1] for line in shown.splitlines() if line.startswith("DeviceAllow")}
+    assert {entry.split()[0] for entry in allowed} == {
+        "char-nvidia",
+        "char-nvidia-frontend",
+        "char-nvidia-uvm",
+        "char-nvidiactl",
+        "char-rtc",  # read-only, from ProtectClock=
+    }
+    exposure = host.check_output(f"systemd-analyze security --no-pager {UNIT} | tail -n 1")
+    assert float(exposure.split(": ")[1].split()[0]) <= 2.0, exposure
+
+
+@pytest.mark.parametrize("fault", ["not_loaded", "mismatch", "no_devices", "lost"])
+def test_driver_that_shows_no_gpu_stops_the_play(
+    host: Host, served: Serve, gpus: Callable[..., None], fault: str
+) -> None:
+    before = main_pid(host, "live")
+    gpus(fault=fault)
+    run = served()
+    assert run.returncode != 0
+    assert "Nothing was changed. What is wrong:" in run.output
+    assert "llama_instances.live.gpus" in run.output
+    assert main_pid(host, "live") == before
+
+
+def test_instance_does_not_start_without_its_gpu(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    gpus(fault="no_devices")
+    started = host.run(f"timeout 60 systemctl restart {UNIT}")
+    assert started.rc != 0
+    assert not active(host)
+    gpus()
+    assert served().returncode == 0
+    assert active(host)
+
+
+def test_layers_on_the_cpu_are_no_start(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    """llama-server answers 200 and says that all layers were offloaded, and none is."""
+    gpus(layers_on_cpu=True)
+    host.check_output(f"systemctl stop {UNIT}")
+    run = served()
+    assert run.returncode != 0
+    assert "did not become ready" in run.output
+    assert "no weights of the model lie on CUDA0" in run.output
+    assert not active(host)
+
+
+def test_memory_that_the_driver_does_not_see_taken(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    host.check_output(f"systemctl stop {UNIT}")
+    host.check_output(f"touch {NO_PROCESSES}")
+    run = served()
+    assert run.returncode != 0
+    assert "is not proven to use its GPUs" in run.output
+    assert "MiB are taken on GPU 0 (NVIDIA GeForce RTX 3060)" in run.output
+    # Not remembered as proven: it is asked again, though nothing has changed.
+    assert served().returncode != 0
+    host.check_output(f"rm {NO_PROCESSES}")
+    assert served().changed == 0
+
+
+def test_token_rate_below_the_floor(host: Host, served: Serve) -> None:
+    host.check_output(f"systemctl restart {UNIT}")
+    run = served(llama_instances_min_tokens_per_s=100000)
+    assert run.returncode != 0
+    assert "at least 100000 were wanted" in run.output
+    assert served(llama_instances_min_tokens_per_s=0).returncode == 0
+
+
+def test_two_instances_that_do_not_fit_together(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    nearly_full = [gpu | {"base_used_mib": gpu["memory_total_mib"] - 60} for gpu in KLOROS["gpus"]]
+    gpus(gpus=nearly_full)
+    second = LIVE | {"port": 8081}
+    run = served(instances={"live": LIVE, "second": second})
+    assert run.returncode != 0
+    assert "cudaMalloc failed: out of memory" in run.output
+    assert active(host)
+    assert not active(host, "kloros-llama-second.service")
+
+
+def test_model_over_two_unequal_gpus(host: Host, served: Serve) -> None:
+    run = served(instances={"live": LIVE | {"gpus": [1, 0], "tensor_split": [1, 3]}})
+    assert run.returncode == 0, run.output
+    log = host.check_output(f"journalctl --output=cat --unit={UNIT} --boot")
+    last = log[log.rindex("llama_server: initializing") :]
+    sizes = [
+        float(last.split(f"{name} model buffer size =")[1].split()[0])
+        for name in ("CUDA0", "CUDA1")
+    ]
+    assert 2 < sizes[1] / sizes[0] < 5
+    settings = host.file("/etc/kloros-llm/instances/live.env").content_string
+    assert f'CUDA_VISIBLE_DEVICES="{UUIDS[1]},{UUIDS[0]}"' in settings
+
+
+def test_package_for_other_gpus_is_refused(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    newer = KLOROS["gpus"][0] | {"name": "NVIDIA GeForce RTX 5080", "compute_capability": "12.0"}
+    before = main_pid(host, "live")
+    gpus(gpus=[newer])
+    run = served()
+    assert run.returncode != 0
+    assert "holds no code for GPU 0 (NVIDIA GeForce RTX 5080, 12.0)" in run.output
+    assert main_pid(host, "live") == before
+
+
+def test_driver_that_comes_late_at_boot_is_waited_for(
+    host: Host, served: Serve, gpus: Callable[..., None]
+) -> None:
+    gpus(fault="not_loaded")
+    subprocess.run(
+        [sys.executable, "-m", "testbed.container_host", "reboot", host_name(host)],
+        cwd=PROJECT,
+        check=True,
+    )
+    waiting = f"systemctl is-active kloros-llm-gpu@{UUIDS[0]}.service"
+    assert host.run(waiting).stdout.strip() == "activating"
+    assert not active(host)
+    gpus()
+    for _ in range(120):
+        if active(host):
+            break
+        time.sleep(0.5)
+    assert active(host)

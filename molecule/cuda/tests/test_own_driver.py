@@ -1,0 +1,134 @@
+"""A host with a driver that is not the distribution's: private toolkits, for its GPUs alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from testbed.cache import cache_folder
+from testbed.host_tests import PROJECT, Play, only_on
+
+pytestmark = only_on("kloros-own-driver")
+
+CURRENT = "/opt/llama.cpp/current"
+LIBRARY = f"{CURRENT}/bin/libggml-cuda.so"
+TOOLKITS = "/var/cache/kloros-llm/cuda"
+CARDS = [("NVIDIA GeForce RTX 4090", "8.9", 24564), ("NVIDIA RTX A4000", "8.6", 16376)]
+STATE = {
+    "fault": None,
+    "driver": {"version": "580.65.06", "cuda_version": "13.0"},
+    "gpus": [
+        {
+            "index": index,
+            "uuid": f"GPU-0000000{index}-1111-2222-3333-444444444444",
+            "name": name,
+            "compute_capability": capability,
+            "memory_total_mib": memory,
+            "base_used_mib": 1,
+            "bus_id": f"00000000:0{index + 1}:00.0",
+        }
+        for index, (name, capability, memory) in enumerate(CARDS)
+    ],
+}
+SETTINGS: dict[str, Any] = {"llama_cpp_cuda_architectures": "", "llama_cpp_pack_dir": ""}
+
+
+@pytest.fixture(autouse=True)
+def cards(host: Host) -> None:
+    host.check_output("printf %%s %s > /etc/stand_in_nvidia_smi/state.json", json.dumps(STATE))
+
+
+def plan(host: Host) -> dict[str, Any]:
+    text = host.file("/etc/kloros-llm/plan.json").content_string
+    found: dict[str, Any] = json.loads(text)["llama_cpp"]["cuda"]
+    return found
+
+
+def machine_code(host: Host, toolkit: str) -> set[str]:
+    listed = host.check_output(f"{toolkit}/bin/cuobjdump --list-elf {LIBRARY}")
+    return set(re.findall(r"[.]sm_(\w+)", listed))
+
+
+def assert_nothing_in_usr(host: Host) -> None:
+    """No file of a toolkit in the system's folders, and no package archive but the distribution's."""
+    names = ("nvcc", "ptxas", "cuda_runtime*.h", "libcudart*", "libcublas*", "cuda*.h")
+    tests = " -o ".join(f"-name '{name}'" for name in names)
+    assert host.check_output(f"find /usr /etc /root -xdev \\( {tests} \\)") == ""
+    assert "nvidia" not in host.check_output(
+        "cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null"
+    )
+
+
+def test_toolkit_from_pypi(host: Host, play: Play) -> None:
+    run = play(playbook="molecule/default/releases_only.yml", **SETTINGS)
+    assert run.returncode == 0, run.output
+    cuda = plan(host)
+    assert (cuda["version"], cuda["source"]) == ("13.0", "pypi")
+    assert cuda["root"] == f"{TOOLKITS}/13.0-pypi"
+    assert any("second driver library" in reason for reason in cuda["reasons"])
+    assert machine_code(host, cuda["root"]) == {"86", "89"}
+    assert "libcublasLt.so.13 => /opt/llama.cpp/" in host.check_output(f"ldd {LIBRARY}")
+    assert "[$ORIGIN]" in host.check_output(f"readelf --dynamic {LIBRARY} | grep -i runpath")
+    assert_nothing_in_usr(host)
+
+
+def test_release_that_is_there_needs_no_toolkit(host: Host, play: Play) -> None:
+    run = play(playbook="molecule/default/releases_only.yml", **SETTINGS)
+    assert (run.returncode, run.changed) == (0, 0), run.output
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Iterator[str]:
+    """A server of NVIDIA's layout, with the toolkit that came from PyPI."""
+    address = subprocess.run(
+        [sys.executable, "-m", "testbed.container_host", "gateway", "kloros-own-driver"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    toolkit = cache_folder() / "hosts/trixie/cuda/13.0-pypi"
+    listens = tmp_path / "pid"
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "testbed.stand_in_redist", "--release=13.0.2", "--port=8096"),
+            *(f"--bind={address}", f"--toolkit={toolkit}", f"--root={tmp_path / 'redist'}"),
+            f"--pid-file={listens}",
+        ],
+        cwd=PROJECT,
+    )
+    try:
+        while not listens.exists():  # it packs the archives first
+            assert server.poll() is None
+            time.sleep(0.2)
+        yield f"http://{address}:8096"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def test_toolkit_from_nvidias_archives(host: Host, play: Play, archives: str) -> None:
+    host.check_output(f"rm -rf {TOOLKITS}/13.0-redist")
+    run = play(
+        playbook="molecule/default/releases_only.yml",
+        **SETTINGS
+        | {
+            "llama_cpp_cuda_architectures": "86-real",
+            "llama_cpp_cuda_toolkit": "redist",
+            "llama_cpp_cuda_version": "13.0",
+            "llama_cpp_cuda_redist_url": archives,
+        },
+    )
+    assert run.returncode == 0, run.output
+    assert plan(host)["root"] == f"{TOOLKITS}/13.0-redist"
+    assert machine_code(host, f"{TOOLKITS}/13.0-redist") == {"86"}
+    assert_nothing_in_usr(host)
