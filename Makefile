@@ -15,11 +15,11 @@ export ANSIBLE_HOME := $(CURDIR)/.ansible
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# What the throw-away hosts need of the distribution.
+# What the throw-away hosts and some unit tests need of the distribution.
 .PHONY: needs
 needs:
 	@testbed/install_needs.sh podman runc debootstrap debian-archive-keyring iptables netavark \
-		aardvark-dns openssh-client
+		aardvark-dns openssh-client gcc g++
 
 .PHONY: venv
 venv: $(VENV)/.installed ## Ansible and everything else from locked requirements, in .venv
@@ -59,9 +59,14 @@ unit: needs $(VENV)/.installed ## the core, the modules, the filters, the stand-
 molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default
 	$(BIN)/python -m testbed.molecule $(SCENARIO)
 
+# The whole CUDA backend takes one and a half CPU-hours, so here a part of it is built.
 .PHONY: molecule-all
 molecule-all: needs $(VENV)/.installed
-	$(BIN)/python -m testbed.molecule --all
+	KLOROS_CUDA_BUILD=part $(BIN)/python -m testbed.molecule --all
+
+.PHONY: gpu-test
+gpu-test: $(VENV)/.installed ## build for the GPUs of this machine, prove and measure; without one it says so
+	$(BIN)/python -m pytest tests/gpu --capture=no
 
 .PHONY: demo-test
 demo-test: needs $(VENV)/.installed ## the demo as a new user runs it, twice

@@ -1,7 +1,8 @@
 # Builds a part of ggml's CUDA backend: the whole takes two CPU-hours. CMake includes this file after each project();
 # when all is configured, the target keeps the sources named here. As a plugin it links without the rest of its symbols,
 # and llama-server passes over it.
-set(PART acc add-id arange argmax clamp concat cpy diagmask getrows norm pad quantize rope scale softmax unary)
+set(PART acc add-id arange argmax clamp concat cpy diagmask getrows ggml-cuda norm out-prod pad quantize rope scale softmax
+    unary)
 
 function(keep_a_part_of_ggml_cuda)
   get_target_property(sources ggml-cuda SOURCES)

@@ -241,3 +241,15 @@ def test_failures_through_a_play(
     assert run.results[0]["rc"] == 3
     assert run.results[0]["log_path"] == str(tmp_path / "log")
     assert runner.left_over() == []
+
+
+def test_bytes_are_shown_as_such(runner: PlayRunner, params: dict[str, Any]) -> None:
+    script = "for i in 1 2 3 4; do echo Progress ${i}000000 of 4000000; sleep 1; done"
+    args = params | {
+        "argv": shell(script),
+        "progress_regex": r"^Progress (?P<done>\d+) of (?P<total>\d+)$",
+        "progress_unit": "bytes",
+    }
+    done = runner.play("live_command", args)
+    assert (done.rc, done.result["steps_total"]) == (0, 4000000)
+    assert any(" of 4.0 MB  " in line for line in done.progress_lines)

@@ -153,8 +153,12 @@ def test_impossible_account(wishes: Data, host: Data, name: str) -> None:
 
 
 def test_owner_of_the_models_must_exist(wishes: Data, host: Data) -> None:
-    wishes["gguf_models"]["owner"] = "kloros"
+    wishes["gguf_models"]["owner"] = "alice"
+    host["users"]["alice"] = None
     assert errors(make_plan(wishes, host)) == ["gguf_models_owner"]
+    # The servers' own account is made where it is missing.
+    wishes["gguf_models"]["owner"] = wishes["user"]
+    assert errors(make_plan(wishes, host)) == []
 
 
 def test_what_systemd_cannot_hold_is_a_finding(wishes: Data, host: Data) -> None:

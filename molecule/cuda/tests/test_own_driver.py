@@ -39,7 +39,6 @@ STATE = {
         for index, (name, capability, memory) in enumerate(CARDS)
     ],
 }
-SETTINGS: dict[str, Any] = {"llama_cpp_cuda_architectures": "", "llama_cpp_pack_dir": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +58,7 @@ def machine_code(host: Host, toolkit: str) -> set[str]:
 
 
 def assert_nothing_in_usr(host: Host) -> None:
-    """No file of a toolkit in the system's folders, and no package archive but the distribution's."""
+    """No file of a toolkit in the system's folders, no archive but the distribution's."""
     names = ("nvcc", "ptxas", "cuda_runtime*.h", "libcudart*", "libcublas*", "cuda*.h")
     tests = " -o ".join(f"-name '{name}'" for name in names)
     assert host.check_output(f"find /usr /etc /root -xdev \\( {tests} \\)") == ""
@@ -69,7 +68,7 @@ def assert_nothing_in_usr(host: Host) -> None:
 
 
 def test_toolkit_from_pypi(host: Host, play: Play) -> None:
-    run = play(playbook="molecule/default/releases_only.yml", **SETTINGS)
+    run = play(playbook="molecule/default/releases_only.yml")
     assert run.returncode == 0, run.output
     cuda = plan(host)
     assert (cuda["version"], cuda["source"]) == ("13.0", "pypi")
@@ -82,7 +81,7 @@ def test_toolkit_from_pypi(host: Host, play: Play) -> None:
 
 
 def test_release_that_is_there_needs_no_toolkit(host: Host, play: Play) -> None:
-    run = play(playbook="molecule/default/releases_only.yml", **SETTINGS)
+    run = play(playbook="molecule/default/releases_only.yml")
     assert (run.returncode, run.changed) == (0, 0), run.output
 
 
@@ -120,13 +119,10 @@ def test_toolkit_from_nvidias_archives(host: Host, play: Play, archives: str) ->
     host.check_output(f"rm -rf {TOOLKITS}/13.0-redist")
     run = play(
         playbook="molecule/default/releases_only.yml",
-        **SETTINGS
-        | {
-            "llama_cpp_cuda_architectures": "86-real",
-            "llama_cpp_cuda_toolkit": "redist",
-            "llama_cpp_cuda_version": "13.0",
-            "llama_cpp_cuda_redist_url": archives,
-        },
+        llama_cpp_cuda_architectures="86-real",
+        llama_cpp_cuda_toolkit="redist",
+        llama_cpp_cuda_version="13.0",
+        llama_cpp_cuda_redist_url=archives,
     )
     assert run.returncode == 0, run.output
     assert plan(host)["root"] == f"{TOOLKITS}/13.0-redist"

@@ -371,7 +371,7 @@ def _user_findings(name: str, owner: str, users: Mapping[str, Any]) -> list[Find
         shown = "root would run the servers"
         cure = "name another user"
         found.append(error("kloros_llm_user", shown, "an unprivileged user", cure))
-    if users[owner] is None:
+    if users[owner] is None and owner != name:
         shown = f"there is no account {owner!r} on the host"
         cure = "make the account first, or leave the weights to root"
         found.append(error("gguf_models_owner", shown, "an account that exists", cure))

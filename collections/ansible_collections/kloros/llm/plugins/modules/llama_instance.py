@@ -47,24 +47,12 @@ options:
     type: str
   gpus:
     description:
-      - The GPUs that the instance must use, in its order. With any, each start is proven to have
-        brought the model there; without, the instance runs on the CPU.
+      - The GPUs that the instance must use, in its order, each with C(index), C(uuid) and C(name).
+        With any, each start is proven to have brought the model there; without, the instance runs
+        on the CPU.
     type: list
     elements: dict
     default: []
-    suboptions:
-      index:
-        description: The GPU's index on the host.
-        type: int
-        required: true
-      uuid:
-        description: The GPU's UUID.
-        type: str
-        required: true
-      name:
-        description: The GPU's name.
-        type: str
-        required: true
   gpu_layers:
     description: Layers that must be on the GPUs, V(all), V(auto) (at least one) or a number.
     type: str
@@ -332,16 +320,7 @@ def main() -> None:
             "slots": {"type": "int", "required": True},
             "context_tokens": {"type": "int", "required": True},
             "api_key": {"type": "str", "no_log": True},
-            "gpus": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "index": {"type": "int", "required": True},
-                    "uuid": {"type": "str", "required": True},
-                    "name": {"type": "str", "required": True},
-                },
-            },
+            "gpus": {"type": "list", "elements": "dict", "default": []},
             "gpu_layers": {"type": "str", "default": "all"},
             "split_mode": {"type": "str"},
             "main_gpu": {"type": "int"},
