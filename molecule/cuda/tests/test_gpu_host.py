@@ -233,6 +233,8 @@ def test_layers_on_the_cpu_are_no_start(
 def test_memory_that_the_driver_does_not_see_taken(
     host: Host, served: Serve, gpus: Callable[..., None]
 ) -> None:
+    # Where the driver shows no process at all, what is taken of the whole GPU has to do.
+    gpus(gpus=[gpu | {"base_used_mib": 1} for gpu in KLOROS["gpus"]])
     host.check_output(f"systemctl stop {UNIT}")
     host.check_output(f"touch {NO_PROCESSES}")
     run = served()

@@ -140,6 +140,8 @@ def plan_cuda(
             needed = f"one of: {', '.join(accepted)}"
             return None, [error("llama_cpp_cuda_version", shown, needed, "change it")]
         accepted = [pinned]
+        # Instead of what would be preferred without it.
+        reasons = [*reasons[:-1], f"CUDA {pinned} is what llama_cpp_cuda_version asks for."]
     chosen, refusals = _choose(wish, accepted, host, machine, at_own_word=bool(at_own_word))
     if chosen is None:
         return None, [
