@@ -9,7 +9,6 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kloros.llm.plugins.module_utils import (
-    apt_sources,
     cuda_build_plan,
     cuda_code,
     cuda_redist,
@@ -79,14 +78,6 @@ def llama_help_findings(
     ]
 
 
-def apt_component_sources(policy: str, targets: str, components: list[str]) -> str:
-    """A deb822 file that enables components of the distribution's own archive."""
-    try:
-        return apt_sources.component_sources(policy, targets, components)
-    except ValueError as problem:
-        raise AnsibleFilterError(f"apt_component_sources: {problem}") from problem
-
-
 def systemd_environment(variables: Mapping[str, str], header: str = "") -> str:
     """An EnvironmentFile for systemd."""
     try:
@@ -118,7 +109,6 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "apt_component_sources": apt_component_sources,
             "cmake_definitions": release.definitions,
             "cuda_build_plan": cuda_plan_for_gpus,
             "cuda_package_problems": cuda_code.package_problems,
@@ -126,6 +116,7 @@ class FilterModule:
             "endpoint_table": plan_text.endpoints,
             "findings_text": findings.render,
             "kloros_llm_plan": plan.make_plan,
+            "lasting_plan": plan.lasting,
             "llama_help_findings": llama_help_findings,
             "llama_packages": plan.packages,
             "llama_release": release.describe,

@@ -27,7 +27,7 @@ def plan(wish: Data, host: Data) -> tuple[Any, list[str]]:
 
 def toolkit(version: str, root: str = "/usr/local/cuda", **changes: Any) -> Data:
     found = {"root": root, "nvcc": f"{root}/bin/nvcc", "version": version}
-    return found | {"gcc_limit": 13, "cublas": True} | changes
+    return found | {"gcc_limit": 13, "cublas": True, "fits_glibc": True} | changes
 
 
 def gpu(index: int, name: str, capability: str) -> Data:
@@ -85,6 +85,7 @@ def test_toolkit_of_the_host_is_taken_first(wish: Data, gpu_host: Data) -> None:
     [
         (toolkit("13.0"), "CUDA 13.0, which does not serve"),
         (toolkit("12.4", cublas=False), "without cuBLAS"),
+        (toolkit("12.4", fits_glibc=False), "do not compile with the host's C library"),
         (toolkit("12.4", gcc_limit=11), "g++ 11 at most"),
     ],
 )
@@ -123,7 +124,8 @@ def test_gpus_that_exclude_each_other(wish: Data, gpu_host: Data) -> None:
     chosen, findings = plan_cuda(wish, gpu_host["gpus"], gpu_host["cuda"], gpu_host["machine"])
     assert chosen is None
     assert "exclude each other" in findings[0]["found"]
-    assert "GPUs 1 with CUDA 12.8; or GPUs 0 with CUDA 11.8" in findings[0]["cure"]
+    assert "GPU 1 with CUDA 12.8, by llama_cpp_cuda_architectures: 120-real" in findings[0]["cure"]
+    assert "; or GPU 0 with CUDA 11.8" in findings[0]["cure"]
 
 
 def test_builder_without_a_gpu(wish: Data, host: Data) -> None:
@@ -141,7 +143,7 @@ def test_builder_without_a_gpu(wish: Data, host: Data) -> None:
 
 def test_toolkit_at_a_path_is_taken_at_its_word(wish: Data, host: Data) -> None:
     wish |= {"cuda_architectures": "150-real", "cuda_toolkit": "/srv/cuda"}
-    assert "no toolkit with an nvcc that runs is there" in plan(wish, host)[1][0]
+    assert "no toolkit with an nvcc that runs is in that folder" in plan(wish, host)[1][0]
     host["cuda"]["toolkits"] = [toolkit("14.0", "/srv/cuda", gcc_limit=16)]
     chosen, problems = plan(wish, host)
     assert problems == []
@@ -152,6 +154,25 @@ def test_path_without_named_architectures_must_serve(wish: Data, gpu_host: Data)
     wish["cuda_toolkit"] = "/srv/cuda"
     gpu_host["cuda"]["toolkits"] = [toolkit("13.0", "/srv/cuda")]
     assert "which does not serve" in plan(wish, gpu_host)[1][0]
+
+
+def test_path_is_not_taken_at_its_word_where_the_table_knows_better(
+    wish: Data, gpu_host: Data
+) -> None:
+    wish |= {"cuda_architectures": "61-real", "cuda_toolkit": "/srv/cuda"}
+    gpu_host["cuda"]["toolkits"] = [toolkit("13.0", "/srv/cuda")]
+    assert "which does not serve" in plan(wish, gpu_host)[1][0]
+    gpu_host["cuda"]["toolkits"] = [toolkit("12.4", "/srv/cuda")]
+    assert plan(wish, gpu_host)[1] == []
+    wish["cuda_version"] = "12.8"
+    assert "which does not serve" in plan(wish, gpu_host)[1][0]
+
+
+def test_distributions_toolkit_does_not_replace_an_older_driver(wish: Data, gpu_host: Data) -> None:
+    gpu_host["gpus"]["driver"] = {"version": "535.274.02", "cuda_version": "12.2"}
+    chosen, _ = plan(wish, gpu_host)
+    assert (chosen["source"], chosen["version"]) == ("redist", "12.2")
+    assert any("newer driver library" in reason for reason in chosen["reasons"])
 
 
 def test_unknown_system_has_the_compilers_that_are_there(wish: Data, gpu_host: Data) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -46,12 +45,6 @@ def cards(host: Host) -> None:
     host.check_output("printf %%s %s > /etc/stand_in_nvidia_smi/state.json", json.dumps(STATE))
 
 
-def plan(host: Host) -> dict[str, Any]:
-    text = host.file("/etc/kloros-llm/plan.json").content_string
-    found: dict[str, Any] = json.loads(text)["llama_cpp"]["cuda"]
-    return found
-
-
 def machine_code(host: Host, toolkit: str) -> set[str]:
     listed = host.check_output(f"{toolkit}/bin/cuobjdump --list-elf {LIBRARY}")
     return set(re.findall(r"[.]sm_(\w+)", listed))
@@ -69,11 +62,10 @@ def assert_nothing_in_usr(host: Host) -> None:
 def test_toolkit_from_pypi(host: Host, play: Play) -> None:
     run = play(playbook="molecule/default/releases_only.yml")
     assert run.returncode == 0, run.output
-    cuda = plan(host)
-    assert (cuda["version"], cuda["source"]) == ("13.0", "pypi")
-    assert cuda["root"] == f"{TOOLKITS}/13.0-pypi"
-    assert any("second driver library" in reason for reason in cuda["reasons"])
-    assert machine_code(host, cuda["root"]) == {"86", "89"}
+    said = " ".join(run.output.split())  # long lines are folded
+    assert f"CUDA 13.0 comes from PyPI into {TOOLKITS}/13.0-pypi" in said
+    assert "second driver library" in said
+    assert machine_code(host, f"{TOOLKITS}/13.0-pypi") == {"86", "89"}
     assert "libcublasLt.so.13 => /opt/llama.cpp/" in host.check_output(f"ldd {LIBRARY}")
     assert "[$ORIGIN]" in host.check_output(f"readelf --dynamic {LIBRARY} | grep -i runpath")
     assert_nothing_in_usr(host)
@@ -124,6 +116,6 @@ def test_toolkit_from_nvidias_archives(host: Host, play: Play, archives: str) ->
         llama_cpp_cuda_redist_url=archives,
     )
     assert run.returncode == 0, run.output
-    assert plan(host)["root"] == f"{TOOLKITS}/13.0-redist"
+    assert host.file(f"{TOOLKITS}/13.0-redist/COMPLETE").exists
     assert machine_code(host, f"{TOOLKITS}/13.0-redist") == {"86"}
     assert_nothing_in_usr(host)

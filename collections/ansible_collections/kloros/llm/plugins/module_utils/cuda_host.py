@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, TypedDict
 
+from .cuda_toolkit_files import host_glibc, patched_math_header
 from .host_facts import run
 
 PACKAGE: Final = "nvidia-cuda-toolkit"
@@ -28,7 +29,8 @@ class FoundToolkit(TypedDict):
 
     `root` is the folder above `bin/nvcc`, `version` MAJOR.MINOR, `gcc_limit` the newest major
     version of g++ that its headers accept (None where they do not say), `cublas` whether the
-    libraries and headers that llama.cpp links with are there.
+    libraries and headers that llama.cpp links with are there, `fits_glibc` whether its headers
+    compile with the host's C library.
     """
 
     root: str
@@ -36,6 +38,7 @@ class FoundToolkit(TypedDict):
     version: str
     gcc_limit: int | None
     cublas: bool
+    fits_glibc: bool
 
 
 class DriverLibrary(TypedDict):
@@ -83,6 +86,18 @@ def gcc_limit(root: Path) -> int | None:
     return None
 
 
+def _fits_glibc(root: Path) -> bool:
+    if root == Path("/usr"):
+        return True  # a compiler lets declarations of the system's own headers differ
+    for folder in _include_folders(root):
+        try:
+            text = (folder / "crt/math_functions.h").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        return patched_math_header(text, host_glibc()) == text
+    return True
+
+
 def toolkit_at(root: Path) -> FoundToolkit | None:
     """The toolkit below a folder, or None where there is no nvcc that runs."""
     nvcc = root / "bin/nvcc"
@@ -97,6 +112,7 @@ def toolkit_at(root: Path) -> FoundToolkit | None:
         "gcc_limit": gcc_limit(root),
         "cublas": any((folder / "libcublas.so").exists() for folder in _library_folders(root))
         and any((folder / "cublas_v2.h").exists() for folder in _include_folders(root)),
+        "fits_glibc": _fits_glibc(root),
     }
 
 
@@ -116,7 +132,7 @@ def toolkits(extra_roots: Iterable[str] = ()) -> list[FoundToolkit]:
 
 
 def compilers(folders: Iterable[str] = ("/usr/local/bin", "/usr/bin")) -> dict[str, str]:
-    """The host's g++, major version to path; the unversioned name wins over a versioned one."""
+    """The host's g++, major version to path; a versioned name wins, since it stays the same."""
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("g++*")):
@@ -124,7 +140,7 @@ def compilers(folders: Iterable[str] = ("/usr/local/bin", "/usr/bin")) -> dict[s
                 continue
             status, output = run([str(path), "-dumpversion"])
             major = output.strip().split(".")[0]
-            if status == 0 and major.isdigit() and (major not in found or not name.group(1)):
+            if status == 0 and major.isdigit() and (major not in found or name.group(1)):
                 found[major] = str(path)
     return found
 

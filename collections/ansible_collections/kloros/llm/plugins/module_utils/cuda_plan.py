@@ -121,7 +121,8 @@ def plan_cuda(
     at_own_word = named and wish["cuda_toolkit"].startswith("/")
     if not accepted and not at_own_word:
         offers = "; or ".join(
-            f"GPUs {', '.join(map(str, offer['gpus']))} with CUDA {offer['toolkit']}"
+            f"GPU {', '.join(map(str, offer['gpus']))} with CUDA {offer['toolkit']}, by "
+            f"llama_cpp_cuda_architectures: {';'.join(offer['architectures'])}"
             for offer in build["sets"]
         )
         return None, [
@@ -129,26 +130,28 @@ def plan_cuda(
                 "CUDA toolkit",
                 " ".join(reasons),
                 "one toolkit that covers all GPUs to build for",
-                f"build for {offers}: name them in llama_cpp_cuda_architectures"
+                f"build for {offers}"
                 if offers
                 else "name llama_cpp_cuda_architectures, and llama_cpp_cuda_toolkit with a path",
             )
         ]
     if pinned := wish["cuda_version"]:
-        if pinned not in accepted and not at_own_word:
+        if pinned not in accepted and not (at_own_word and pinned not in TOOLKITS):
             shown = f"CUDA {pinned} does not serve: {' '.join(reasons)}"
             needed = f"one of: {', '.join(accepted)}"
             return None, [error("llama_cpp_cuda_version", shown, needed, "change it")]
         accepted = [pinned]
         # Instead of what would be preferred without it.
         reasons = [*reasons[:-1], f"CUDA {pinned} is what llama_cpp_cuda_version asks for."]
-    chosen, refusals = _choose(wish, accepted, host, machine, at_own_word=bool(at_own_word))
+    chosen, refusals = _choose(
+        wish, accepted, host, machine, gpus["driver"], at_own_word=bool(at_own_word)
+    )
     if chosen is None:
         return None, [
             error(
                 "llama_cpp_cuda_toolkit",
                 "; ".join(refusals),
-                f"CUDA {' or '.join(accepted)}, with a g++ that it accepts",
+                f"CUDA {' or '.join(accepted[:4])}, with a g++ that it accepts",
                 "open one of these ways, or name the path of a toolkit",
             )
         ]
@@ -170,6 +173,7 @@ def _choose(
     accepted: Sequence[str],
     host: Mapping[str, Any],
     machine: Mapping[str, Any],
+    driver: Mapping[str, Any] | None,
     *,
     at_own_word: bool,
 ) -> tuple[CudaPlan | None, list[str]]:
@@ -180,9 +184,10 @@ def _choose(
     for source in sources:
         try:
             if source == "system" or source.startswith("/"):
-                return _found(source, accepted, host, machine, at_own_word), refusals
+                own_word = at_own_word and not wish["cuda_version"]
+                return _found(source, accepted, host, machine, own_word), refusals
             if source == "distribution":
-                return _distribution(wish, accepted, host, machine), refusals
+                return _distribution(wish, accepted, host, machine, driver), refusals
             return _private(source, wish, accepted, host, machine), refusals
         except _RefusalError as refusal:
             refusals.append(f"{source}: {refusal}")
@@ -249,14 +254,20 @@ def _found(
     if source != "system":
         toolkits = [toolkit for toolkit in toolkits if toolkit["root"] == source]
     if not toolkits:
-        place = "on the host" if source == "system" else "there"
+        place = "on the host" if source == "system" else "in that folder's bin"
         raise _RefusalError(f"no toolkit with an nvcc that runs is {place}")
     why_not: list[str] = []
     order = {version: rank for rank, version in enumerate(accepted)}
     for toolkit in sorted(toolkits, key=lambda item: order.get(item["version"], len(order))):
         shown = f"{toolkit['root']} has CUDA {toolkit['version']}"
-        if toolkit["version"] not in order and not at_own_word:
+        if toolkit["version"] not in order and not (
+            # Of a version that the table does not know, its owner knows more.
+            at_own_word and toolkit["version"] not in TOOLKITS
+        ):
             why_not.append(f"{shown}, which does not serve")
+            continue
+        if not toolkit["fits_glibc"]:
+            why_not.append(f"{shown}, whose headers do not compile with the host's C library")
             continue
         if not toolkit["cublas"]:
             why_not.append(f"{shown}, without cuBLAS to build with")
@@ -281,6 +292,7 @@ def _distribution(
     accepted: Sequence[str],
     host: Mapping[str, Any],
     machine: Mapping[str, Any],
+    driver: Mapping[str, Any] | None,
 ) -> CudaPlan:
     archive = _archive(machine)
     version = host["packaged"] or (archive.toolkit if archive else None)
@@ -289,6 +301,12 @@ def _distribution(
     if version not in accepted:
         raise _RefusalError(f"it has CUDA {version}, which does not serve")
     library = host["driver_library"]
+    reported = (driver or {}).get("cuda_version")
+    if reported and _number(reported) < _number(version):
+        raise _RefusalError(
+            f"its CUDA {version} comes with a newer driver library than the host's driver, which "
+            f"reports CUDA {reported}"
+        )
     if library is not None and library["package"] is None:
         raise _RefusalError(
             f"its CUDA {version} would install a second driver library beside {library['path']}, "

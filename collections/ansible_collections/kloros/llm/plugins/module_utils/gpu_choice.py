@@ -28,6 +28,8 @@ def choose_gpus(wanted: Sequence[int | str], there: Sequence[Mapping[str, Any]])
             has = ", ".join(f"{gpu['index']} ({gpu['name']}, {gpu['uuid']})" for gpu in there)
             raise ValueError(f"there is no GPU {wish}; the host has: {has or 'none'}")
         (gpu,) = found
+        if gpu.get("mig"):
+            raise ValueError(f"GPU {wish} is divided (MIG is on), which is not supported")
         if any(gpu["uuid"] == other["uuid"] for other in chosen):
             raise ValueError(f"GPU {wish} is named twice")
         chosen.append(

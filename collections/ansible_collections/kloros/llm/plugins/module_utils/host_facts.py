@@ -53,7 +53,10 @@ class User(TypedDict):
 
 
 def run(argv: list[str], timeout_s: float = 20) -> tuple[int, str]:
-    """Exit status and standard output and error of a short command; 127 where there is none."""
+    """Exit status and standard output and error of a short command.
+
+    127 where there is no such program, 126 where it does not run, 124 where it takes too long.
+    """
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands, no shell
@@ -68,6 +71,8 @@ def run(argv: list[str], timeout_s: float = 20) -> tuple[int, str]:
         )
     except FileNotFoundError:
         return 127, f"{argv[0]}: no such program"
+    except OSError as problem:
+        return 126, f"{argv[0]}: {problem.strerror}"
     except subprocess.TimeoutExpired:
         return 124, f"{argv[0]}: no answer within {timeout_s} s"
     return done.returncode, done.stdout

@@ -98,7 +98,8 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     on_gpus = [name for name, wish in usable.items() if wish["gpus"]]
     llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host, on_gpus)
     if llama_cpp["cuda"]:
-        llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"]["architectures"])
+        driver = host["gpus"]["driver"]
+        llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
     findings = [
         *settings_findings,
         *model_findings,
@@ -133,6 +134,24 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         },
     }
     return {"plan": plan, "findings": findings}
+
+
+def lasting(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan is written to the host: what is to be, not the way there.
+
+    The next run finds some of the way gone already (a toolkit that was installed, packages), and
+    must not take that for a change.
+    """
+    llama_cpp = dict(plan["llama_cpp"])
+    if cuda := llama_cpp["cuda"]:
+        llama_cpp["cuda"] = {
+            "version": cuda["version"],
+            "architectures": cuda["architectures"],
+            "host_compiler": cuda["host_compiler"]["version"],
+        }
+    return {name: value for name, value in plan.items() if name != "changes"} | {
+        "llama_cpp": llama_cpp
+    }
 
 
 def _settings(wishes: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,6 +257,16 @@ def _llama_cpp(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The plan of llama.cpp itself; `on_gpus` are the instances that ask for GPUs."""
     found = _source_findings(wish)
+    found += [
+        error(
+            f"llama_cpp_cmake_flags.{name}",
+            "it is what this role decides itself",
+            "other CMake cache entries",
+            f"take it out; {release.MANAGED_FLAGS[name]}",
+        )
+        for name in wish["cmake_flags"]
+        if name in release.MANAGED_FLAGS
+    ]
     backend = _backend(wish, on_gpus)
     gpus, machine = host["gpus"], host["machine"]
     if on_gpus and backend == "cpu":
@@ -270,6 +299,11 @@ def _llama_cpp(
         and host["cuda"]["driver_library"] is None
         and cuda["source"] != "distribution"
     )
+    if cuda is not None and no_driver_library and not wish["portable"]:
+        cuda["reasons"].append(
+            "The host has no driver library (libcuda.so.1): built with backends as plugins, for "
+            "any CPU (as with llama_cpp_portable)."
+        )
     memory_per_job_mib = max(1, wish["memory_per_job_mib"])
     jobs = wish["jobs"] or release.jobs(machine["cpus"], machine["memory_mib"], memory_per_job_mib)
     identities = {
@@ -289,17 +323,20 @@ def _llama_cpp(
 
 
 def _code_findings(
-    instances: Sequence[Mapping[str, Any]], architectures: Sequence[str]
+    instances: Sequence[Mapping[str, Any]],
+    cuda: Mapping[str, Any],
+    driver: Mapping[str, Any] | None,
 ) -> list[Finding]:
     return [
         error(
             f"llama_instances.{instance['name']}.gpus",
-            f"a build for {', '.join(architectures)} holds no code for {', '.join(missing)}",
+            f"a build for {', '.join(cuda['architectures'])} holds no code for "
+            f"{', '.join(missing)}",
             "code for every GPU that an instance runs on",
             "add its architecture to llama_cpp_cuda_architectures, or leave that empty",
         )
         for instance in instances
-        if (missing := uncovered(architectures, instance["gpus"]))
+        if (missing := uncovered(cuda["architectures"], instance["gpus"], cuda["version"], driver))
     ]
 
 

@@ -47,7 +47,7 @@ def table(plan: Mapping[str, Any]) -> list[str]:
     ]
     if plan["driver"]:
         driver = plan["driver"]
-        lines.insert(1, f"driver     {driver['version']} (CUDA {driver['cuda_version']})")
+        lines.insert(1, f"driver     {driver['version']} (CUDA {driver['cuda_version'] or '?'})")
     if plan["models"]:
         models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
         lines += ["", *columns([["model", "file", "source"], *models])]

@@ -28,6 +28,19 @@ _PORTABLE_FLAGS: Final[Mapping[str, str]] = {
     "GGML_BACKEND_DL": "ON",
     "GGML_CPU_ALL_VARIANTS": "ON",
 }
+MANAGED_FLAGS: Final[Mapping[str, str]] = {
+    "BUILD_SHARED_LIBS": "a release is made of programs and libraries beside them",
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "a release finds its libraries in itself",
+    "CMAKE_CUDA_ARCHITECTURES": "name them in llama_cpp_cuda_architectures",
+    "CMAKE_CUDA_COMPILER": "name the toolkit's folder in llama_cpp_cuda_toolkit",
+    "CMAKE_CUDA_HOST_COMPILER": "the newest g++ that the toolkit accepts is taken",
+    "CMAKE_INSTALL_RPATH": "a release finds its libraries in itself",
+    "CUDAToolkit_ROOT": "name the toolkit's folder in llama_cpp_cuda_toolkit",
+    "GGML_CUDA": "set llama_cpp_backend",
+    "GGML_CUDA_NCCL": "it would be linked where a host happens to have it, and could not travel",
+}
+"""CMake cache entries that a user's own must not repeat, with what to do instead."""
+
 _RELEASE_TAG: Final = re.compile(r"v\d+\.\d+\.\d+\Z")
 _NIGHTLY_TAG: Final = re.compile(r"b(\d+)\Z")
 

@@ -212,6 +212,10 @@ SETTING_KEYS: Final[Mapping[str, Key]] = {
             value in ("auto", "system", "distribution", "pypi", "redist") or _PATH.test(value)
         ),
     ),
+    "llama_cpp_cuda_redist_url": Key(
+        "a URL (https://, http://) or the absolute path of a folder on the host",
+        lambda value: _matches(re.compile(r"https?://\S+\Z"))(value) or _PATH.test(value),
+    ),
     "llama_cpp_jobs": Key("a number from 0 (automatic)", lambda v: _is_integer(v, 0, 4096)),
     "llama_cpp_memory_per_job_mib": Key("MiB, from 64", lambda v: _is_integer(v, 64, 2**20)),
     "gguf_models_dir": _PATH,
