@@ -21,6 +21,7 @@ from ansible_collections.kloros.llm.plugins.module_utils import (
     systemd_env,
 )
 
+_REMOVED = {"llama_cpp_cuda_compiler": "name the toolkit's folder in llama_cpp_cuda_toolkit"}
 _SPEC_KEYS = ("type", "elements", "choices", "required", "no_log")
 
 
@@ -60,6 +61,8 @@ def role_variables(
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    if name in _REMOVED:
+        return _REMOVED[name]
     near = difflib.get_close_matches(name, known, n=1)
     return f"write {near[0]} if that was meant" if near else "remove or rename it"
 

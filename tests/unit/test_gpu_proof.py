@@ -69,6 +69,7 @@ ONE, TWO = ["CUDA0"], ["CUDA0", "CUDA1"]
         (TEN_LAYERS, ONE, "10", {}),
         (TEN_LAYERS, ONE, "auto", {}),
         (NO_LAYER, ONE, "0", {}),
+        (TEN_LAYERS, TWO, "10", {}),  # they need not reach the second
     ],
 )
 def test_model_that_lies_where_it_was_planned(
@@ -106,11 +107,14 @@ def test_a_small_part_of_the_weights_is_not_the_model() -> None:
     gigabytes = size.replace("92.10 MiB", "18.48 GiB")
     assert read_offload([gigabytes])["file_mib"] == pytest.approx(18923.5, abs=0.1)
     assert offload_problems(read_offload([size, *ALL_ON_ONE]), ONE, "all") == []
-    assert offload_problems(read_offload(log), ONE, "all", placed_by_hand=True) == []
+    assert offload_problems(read_offload(log), ONE, "all", mostly_on_gpus=False) == []
 
 
 def test_draft_model_does_not_count() -> None:
-    log = [*ALL_ON_ONE, "load_tensors: offloaded 1/9 layers to GPU"]
+    own = "print_info: file size   = 92.10 MiB (5.74 BPW)"
+    draft = [own.replace("92", "300"), "load_tensors: offloaded 1/9 layers to GPU"]
+    log = [own, *ALL_ON_ONE, *draft, "load_tensors: CUDA0 model buffer size = 300.00 MiB"]
+    assert read_offload(log)["file_mib"] == 92.1
     assert read_offload(log)["layers"] == (31, 31)
     assert read_offload(log)["buffers_mib"] == {"CPU_Mapped": 28.69, "CUDA0": 92.1}
 

@@ -571,18 +571,12 @@ def test_stand_in_without_gpus_and_with_an_old_driver(host: Host, stand_in: Stan
 def test_stand_in_shows_a_server_on_the_gpu_that_it_was_given(
     host: Host, stand_in: StandIn, server: Any
 ) -> None:
-    before = host.look()
     pid = server(CUDA_VISIBLE_DEVICES=GTX_1080_TI)
     after = host.look()
     assert used_by(after, pid)[0] == 0
     used = used_by(after, pid)[1]
     assert used is not None
     assert used >= 64
-    for gpu in (0, 1):
-        taken = used_by(after, pid)[gpu]
-        free = before["gpus"][gpu]["memory_free_mib"]
-        assert free is not None
-        assert after["gpus"][gpu]["memory_free_mib"] == free - (taken or 0)
     status, listed = stand_in.ask(
         "--query-compute-apps=pid,gpu_uuid,used_memory", "--format=csv,noheader,nounits"
     )
@@ -591,7 +585,7 @@ def test_stand_in_shows_a_server_on_the_gpu_that_it_was_given(
     own = [line for line in listed.splitlines() if line.startswith(f"{pid}, ")]
     assert own == [f"{pid}, {GTX_1080_TI}, {used}"]
     stand_in.state.with_name("no_processes").touch()
-    assert host.look() == before
+    assert [gpu["processes"] for gpu in host.look()["gpus"]] == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from testinfra.host import Host
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from testbed.host_tests import connect, hosts, hub, journal, play  # noqa: F401 - fixtures
+from testbed.host_tests import connect, hosts, journal, play  # noqa: F401 - fixtures
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 

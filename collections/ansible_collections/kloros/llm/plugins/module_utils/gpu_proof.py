@@ -38,7 +38,8 @@ class Offload(TypedDict):
 
 
 def read_offload(messages: Iterable[str]) -> Offload:
-    """Read the messages of a server's log; only the first model counts, a draft comes later."""
+    """Read the messages of a server's log, as JSON or not; a draft model, which comes later, does
+    not count."""
     layers: tuple[int, int] | None = None
     file_mib: float | None = None
     buffers: dict[str, float] = {}
@@ -48,6 +49,8 @@ def read_offload(messages: Iterable[str]) -> Offload:
                 break
             layers = int(found.group(1)), int(found.group(2))
         elif found := _FILE_SIZE.search(message):
+            if file_mib is not None:
+                break
             file_mib = float(found.group(1)) * (1024 if found.group(2) == "G" else 1)
         elif found := _BUFFER.search(message):
             buffers[found.group(1)] = buffers.get(found.group(1), 0.0) + float(found.group(2))
@@ -61,12 +64,13 @@ def offload_problems(
     *,
     split_mode: str | None = None,
     main_gpu: int | None = None,
-    placed_by_hand: bool = False,
+    mostly_on_gpus: bool = True,
 ) -> list[str]:
     """What speaks against the model lying where it was planned, in sentences.
 
     `devices` are llama-server's names (`CUDA0`, …); `gpu_layers` is `all`, `auto` (any number but
-    0) or a number; with `placed_by_hand` main memory may hold more than the GPUs.
+    0) or a number. Without `mostly_on_gpus` any part of the weights on the GPUs will do: where the
+    user places them, and for encoders, whose tables of words stay in main memory.
     """
     if offload["layers"] is None:
         return ["Its log does not say that any layer was offloaded to a GPU."]
@@ -81,12 +85,14 @@ def offload_problems(
     if split_mode == "none":
         expected = [devices[main_gpu or 0]]
     missing = [name for name in expected if not buffers.get(name)]
+    if gpu_layers != "all" and len(missing) < len(expected):
+        missing = []  # a few layers need not reach every GPU
     if wanted and missing and not shared:
         there = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in buffers.items()) or "nothing"
         problems.append(f"No weights lie on {', '.join(missing)}; they lie on: {there}.")
     on_gpus_mib = sum(mib for name, mib in buffers.items() if not _HOST_BUFFER.match(name))
     least_mib = _LEAST_SHARE * (offload["file_mib"] or 0.0)
-    if gpu_layers == "all" and not placed_by_hand and not missing and on_gpus_mib < least_mib:
+    if gpu_layers == "all" and mostly_on_gpus and not missing and on_gpus_mib < least_mib:
         problems.append(
             f"{on_gpus_mib:.0f} MiB of {offload['file_mib']:.0f} MiB of weights are on the GPUs."
         )

@@ -227,7 +227,9 @@ def _instance(
         "model": model,
         "gpus": chosen,
         "min_tokens_per_s": float(own_or("min_tokens_per_s")),
-        "placed_by_hand": bool(PLACING_OPTIONS & set(wish["extra"])),
+        "mostly_on_gpus": not (
+            PLACING_OPTIONS & set(wish["extra"]) or wish["embeddings"] or wish["rerank"]
+        ),
         "modes": list(wish["modes"]),
         "model_files": [path(name) for name in _models_of(wish)],
         "url": _url(instance["host"], instance["port"]),

@@ -82,19 +82,10 @@ def last_words(unit: str, since: float, lines: int = 25) -> list[str]:
 
     systemd's own messages are left out: they say that it failed, not why.
     """
-    return _journal(f"--unit={unit}", f"--since=@{int(since)}")[-lines:]
-
-
-def words_since_start(invocation: str) -> list[str]:
-    """Everything that a unit has written since its last start, named by its invocation id."""
-    return _journal(f"_SYSTEMD_INVOCATION_ID={invocation}")
-
-
-def _journal(*matches: str) -> list[str]:
-    argv = ["journalctl", "--output=json", "--quiet", "--no-pager"]
+    argv = ["journalctl", f"--unit={unit}", f"--since=@{int(since)}", "--output=json", "--quiet"]
     # The journal may lag behind the exit of the process by a moment.
     run(["journalctl", "--sync"])
-    _, output = run([*argv, "--output-fields=MESSAGE,_PID,SYSLOG_IDENTIFIER", *matches])
+    _, output = run([*argv, "--no-pager", "--output-fields=MESSAGE,_PID,SYSLOG_IDENTIFIER"])
     messages: list[str] = []
     for line in output.splitlines():
         try:
@@ -108,7 +99,7 @@ def _journal(*matches: str) -> list[str]:
             message = bytes(message).decode(errors="replace")
         if message:
             messages.append(_plain(str(message)))
-    return messages
+    return messages[-lines:]
 
 
 def _plain(message: str) -> str:

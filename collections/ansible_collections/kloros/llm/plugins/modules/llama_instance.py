@@ -63,10 +63,10 @@ options:
   main_gpu:
     description: Position among O(gpus) of the one that holds the model where it is not split.
     type: int
-  placed_by_hand:
-    description: Whether the inventory places weights in main memory itself.
+  mostly_on_gpus:
+    description: Whether a good part of the weights must be on the GPUs if all layers are.
     type: bool
-    default: false
+    default: true
   generates:
     description: Whether the server generates text, so that its token rate can be measured.
     type: bool
@@ -166,11 +166,19 @@ from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
     environment_of,
     last_words,
     unit_state,
-    words_since_start,
 )
 
 DIGEST_VARIABLE = "KLOROS_LLM_CONFIG_DIGEST"
 PROVEN_DIR = Path("/run/kloros-llm/proven")
+OFFLOAD_DIR = Path("/run/kloros-llm/offload")  # as in the template llama-offloaded
+EXPECTATIONS = (
+    "gpus",
+    "gpu_layers",
+    "split_mode",
+    "main_gpu",
+    "mostly_on_gpus",
+    "min_tokens_per_s",
+)
 RATE_REQUEST = {
     "prompt": "The history of the computer begins",
     "n_predict": 48,
@@ -180,10 +188,8 @@ RATE_REQUEST = {
 }
 
 
-def get_json(
-    url: str, api_key: str | None, timeout_s: float = 10, body: Any = None
-) -> dict[str, Any]:
-    """The JSON object that a server on this host answers, to a POST if there is a body.
+def get_json(url: str, api_key: str | None, timeout_s: float = 10, body: Any = None) -> Any:
+    """The JSON that a server on this host answers, to a POST if there is a body.
 
     No proxy is asked.
     """
@@ -194,10 +200,7 @@ def get_json(
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http, from the plan
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout_s) as answer:
-        parsed = json.load(answer)
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{url} answered no JSON object")
-    return parsed
+        return json.load(answer)
 
 
 def start(module: AnsibleModule, state: UnitState) -> None:
@@ -256,23 +259,32 @@ def prove(module: AnsibleModule, main_pid: int) -> dict[str, int]:
 def prove_gpus(module: AnsibleModule, state: UnitState) -> dict[str, Any]:
     """Where the model of a started instance lies and how fast it is; fails unless as planned.
 
-    What is proven is remembered by the start's invocation id until the next boot.
+    What was proven, of which start, is remembered until the next boot.
     """
     params = module.params
     unit: str = params["unit"]
+    expected = {name: params[name] for name in EXPECTATIONS}
+    wanted = json.dumps([state["invocation"], expected], sort_keys=True)
     remembered = PROVEN_DIR / unit
-    if remembered.exists() and remembered.read_text(encoding="ascii") == state["invocation"]:
+    if remembered.exists() and remembered.read_text(encoding="utf-8") == wanted:
         return {}
     devices = cuda_devices(len(params["gpus"]))
-    offload = read_offload(words_since_start(state["invocation"]))
+    offload = read_offload(log_of_start(module, state["invocation"]))
     problems = offload_problems(
         offload,
         devices,
         params["gpu_layers"],
         split_mode=params["split_mode"],
         main_gpu=params["main_gpu"],
-        placed_by_hand=params["placed_by_hand"],
+        mostly_on_gpus=params["mostly_on_gpus"],
     )
+    rate = token_rate(module) if params["generates"] and not problems else None
+    if rate is not None and rate < params["min_tokens_per_s"]:
+        problems.append(
+            f"It generates {rate:.1f} tokens/s, at least {params['min_tokens_per_s']:g} were "
+            "wanted (min_tokens_per_s)."
+        )
+    # After the request: a server that sleeps when idle gives its memory back.
     shown = gpu_info()
     if shown["status"] == "ok":
         problems += memory_problems(
@@ -280,35 +292,46 @@ def prove_gpus(module: AnsibleModule, state: UnitState) -> dict[str, Any]:
         )
     else:
         problems.append(f"The driver shows no GPU: {shown['detail']}")
-    rate = None
-    if params["generates"] and not problems:
-        rate = token_rate(module)
-        if rate < params["min_tokens_per_s"]:
-            problems.append(
-                f"It generates {rate:.1f} tokens/s, at least {params['min_tokens_per_s']:g} were "
-                "wanted (min_tokens_per_s)."
-            )
     result = {**offload, "tokens_per_s": rate}
     if problems:
         remembered.unlink(missing_ok=True)
         said = "\n".join(f"    {problem}" for problem in problems)
         message = f"{unit} answers, but is not proven to use its GPUs:\n{said}"
         module.fail_json(msg=message, **result)
-    PROVEN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
-    remembered.write_text(state["invocation"], encoding="ascii")
+    if rate is not None or not params["generates"]:
+        PROVEN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        remembered.write_text(wanted, encoding="utf-8")
     return result
 
 
-def token_rate(module: AnsibleModule) -> float:
-    """Tokens a second that the server generates for one request."""
-    params = module.params
-    rate = 0.0
+def log_of_start(module: AnsibleModule, invocation: str) -> list[str]:
+    """What the start's own check (llama-offloaded) has kept of the log, which may be gone since."""
+    unit: str = module.params["unit"]
     try:
+        first, *lines = (OFFLOAD_DIR / unit).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        first, lines = "", []
+    if first != invocation:
+        module.fail_json(
+            msg=f"{unit} runs, but nothing was kept of the log of its start ({OFFLOAD_DIR}). "
+            f"Restart it: systemctl restart {unit}"
+        )
+    return lines
+
+
+def token_rate(module: AnsibleModule) -> float | None:
+    """Tokens a second that the server generates for one request; None where it is busy."""
+    params = module.params
+    try:
+        slots = get_json(f"{params['url']}/slots", params["api_key"])
+        if any(slot["is_processing"] for slot in slots):
+            module.warn(f"{params['unit']} is busy: its token rate was not measured")
+            return None
         answer = get_json(f"{params['url']}/completion", params["api_key"], 120, RATE_REQUEST)
-        rate = float(answer["timings"]["predicted_per_second"])
+        return float(answer["timings"]["predicted_per_second"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         module.fail_json(msg=f"{params['unit']} does not complete a short text: {problem}")
-    return rate
+    return None
 
 
 def main() -> None:
@@ -324,7 +347,7 @@ def main() -> None:
             "gpu_layers": {"type": "str", "default": "all"},
             "split_mode": {"type": "str"},
             "main_gpu": {"type": "int"},
-            "placed_by_hand": {"type": "bool", "default": False},
+            "mostly_on_gpus": {"type": "bool", "default": True},
             "generates": {"type": "bool", "default": True},
             "min_tokens_per_s": {"type": "float", "default": 0},
             "timeout_s": {"type": "int", "default": 600},
