@@ -101,6 +101,14 @@ def test_env_file_refuses_what_systemd_cannot_hold(run_play: Run) -> None:
     assert "systemd_environment: " in done.stdout + done.stderr
 
 
+def test_variable_that_is_gone_names_its_successor(run_play: Run) -> None:
+    done = run_play(
+        [claim('found[0].cure == "name the toolkit\'s folder in llama_cpp_cuda_toolkit"')],
+        found="{{ ({} | role_variables({}, ['llama_cpp_cuda_compiler'])).findings }}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_variables_are_checked_and_converted(run_play: Run) -> None:
     specs = {
         "llama_cpp_source": {"type": "str", "choices": ["git", "archive"], "default": "git"},

@@ -9,6 +9,7 @@ import pytest
 from ansible_collections.kloros.llm.plugins.module_utils.findings import render
 from ansible_collections.kloros.llm.plugins.module_utils.plan import (
     instance_files,
+    lasting,
     make_plan,
     packages,
 )
@@ -231,6 +232,46 @@ def test_release_must_hold_code_for_the_instances_gpus(wishes: Data, gpu_host: D
     result = make_plan(wishes, gpu_host)
     assert errors(result) == ["llama_instances.live.gpus"]
     assert "GTX 1080 Ti, 6.1" in result["findings"][0]["found"]
+
+
+def test_divided_gpu_is_refused(wishes: Data, gpu_host: Data) -> None:
+    gpu_host["gpus"]["gpus"][0]["mig"] = True
+    wishes["llama_instances"]["instances"]["live"]["gpus"] = [0]
+    result = make_plan(wishes, gpu_host)
+    assert errors(result) == ["llama_instances.live"]
+    assert "MIG is on" in result["findings"][0]["found"]
+
+
+def test_flags_that_the_role_decides_are_refused(wishes: Data, gpu_host: Data) -> None:
+    wishes["llama_cpp"]["cmake_flags"] = {"CMAKE_CUDA_ARCHITECTURES": "86", "GGML_LTO": "ON"}
+    result = make_plan(wishes, gpu_host)
+    assert errors(result) == ["llama_cpp_cmake_flags.CMAKE_CUDA_ARCHITECTURES"]
+    assert "llama_cpp_cuda_architectures" in result["findings"][0]["cure"]
+
+
+def test_what_is_written_to_the_host_outlives_the_way_there(wishes: Data, gpu_host: Data) -> None:
+    wishes["llama_instances"]["instances"]["live"]["gpus"] = [0, 1]
+    before = make_plan(wishes, gpu_host)["plan"]
+    gpu_host["packages_missing"] = []
+    gpu_host["cuda"] |= {
+        "toolkits": [
+            {
+                "root": "/usr",
+                "nvcc": "/usr/bin/nvcc",
+                "version": "12.4",
+                "gcc_limit": 13,
+                "cublas": True,
+                "fits_glibc": True,
+            }
+        ],
+        "compilers": {"13": "/usr/bin/g++-13", "14": "/usr/bin/g++-14"},
+    }
+    after = make_plan(wishes, gpu_host)["plan"]
+    assert (before["llama_cpp"]["cuda"]["source"], after["llama_cpp"]["cuda"]["source"]) == (
+        "distribution",
+        "system",
+    )
+    assert lasting(before) == lasting(after)
 
 
 def test_without_the_drivers_library_backends_are_plugins(wishes: Data, host: Data) -> None:
