@@ -91,7 +91,12 @@ def make_play(inventory: Path, host: Host, folder: Path) -> Play:
                 *arguments,
             ],
             cwd=PROJECT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+                # Molecule forces colours, which would stand between the words that tests look for.
+                "ANSIBLE_FORCE_COLOR": "0",
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -320,6 +320,7 @@ def test_driver_that_comes_late_is_waited_for(
 
 
 def test_proof_needs_no_old_journal(host: Host, served: Serve) -> None:
+    assert served().returncode == 0
     host.check_output("sh -c 'rm -rf /run/kloros-llm/proven && journalctl --rotate'")
     host.check_output("journalctl --vacuum-time=1s")
     run = served()
