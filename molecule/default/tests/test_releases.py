@@ -199,8 +199,9 @@ def test_archive_package_and_wrong_digests(host: Host, make: Any, hub: Hub, tmp_
     again = make(**settings)
     assert again.changed == 0, again.output
 
-    (package,) = packages.iterdir()
+    (package,) = packages.glob("*.tar.gz")
     package_sha256 = hashlib.sha256(package.read_bytes()).hexdigest()
+    assert Path(f"{package}.sha256").read_text() == f"{package_sha256}  {package.name}\n"
     install = {"llama_cpp_source": "package", "llama_cpp_package": str(package)}
     refused = make(folder=f"{TRIAL}-2", **install, llama_cpp_package_sha256="0" * 64)
     assert refused.returncode != 0
