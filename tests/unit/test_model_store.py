@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
 import resource
 import signal
@@ -13,19 +13,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils import part_file
 from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.model_files import (
+    read_record,
+    record_path,
+    wanted_files,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import parse_source
 from ansible_collections.kloros.llm.plugins.module_utils.model_store import (
     FetchRequest,
+    FetchSettings,
     ModelStore,
     Outcome,
     StoreError,
-    read_record,
-    record_path,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.progress import ProgressFile
+from ansible_collections.kloros.llm.plugins.module_utils.transfer_journal import (
+    ByteRanges,
+    TransferJournal,
+    Version,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.transfer_work import (
+    MAX_FRUITLESS_ATTEMPTS,
+)
 
 from testbed.stand_in_hub import Faults, StandInHub
 from tests.unit.stand_in_web import Asked, Reply, StandInWeb, ranged
@@ -67,12 +81,19 @@ def models(tmp_path: Path) -> Path:
 def wish(models: Path, source: str, endpoint: str = "http://127.0.0.1:9") -> FetchRequest:
     return FetchRequest(
         name="tiny",
-        source=parse_source(source),
         directory=models,
-        file_name="tiny.gguf",
-        hf_endpoint=endpoint,
-        reserve_bytes=0,
+        files=wanted_files(parse_source(source), "tiny.gguf"),
+        settings=FetchSettings(hf_endpoint=endpoint, reserve_bytes=0),
     )
+
+
+def with_settings(request: FetchRequest, **changes: Any) -> FetchRequest:
+    return replace(request, settings=replace(request.settings, **changes))
+
+
+def with_sha256(request: FetchRequest, sha256: str) -> FetchRequest:
+    first, *rest = request.files
+    return replace(request, files=(replace(first, sha256=sha256), *rest))
 
 
 def names(models: Path) -> list[str]:
@@ -172,7 +193,7 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(
     with StandInHubOutage(hub), pytest.raises(HttpError):
         store.fetch(request)
     assert names(models) == ["tiny.gguf.part", "tiny.gguf.part.json"]
-    assert (models / "tiny.gguf.part").stat().st_size == 1_000_000
+    assert kept_bytes(models) == 1_000_000
     hub.forget_requests()
     planned = store.plan(request)
     outcome = store.fetch(request)
@@ -212,17 +233,24 @@ def test_a_whole_part_needs_no_byte_more(store: ModelStore, hub: StandInHub, mod
     assert body_requests(hub) == []
 
 
-def leave_part(models: Path, content: bytes, **identity: object) -> None:
+def kept_bytes(models: Path) -> int:
+    """What the journal says of the part."""
+    entry = TransferJournal(models / "tiny.gguf.part").read()
+    return sum(stop - start for start, stop in entry.ranges) if entry else 0
+
+
+def leave_part(models: Path, content: bytes, **identity: Any) -> None:
     """What an interrupted run leaves behind."""
     (models / "tiny.gguf.part").write_bytes(content)
-    known = {
+    known: dict[str, Any] = {
         "source": HF_SOURCE + "@main",
         "size_bytes": len(MODEL),
         "sha256": None,
         "etag": None,
         "last_modified": None,
     }
-    (models / "tiny.gguf.part.json").write_text(json.dumps(known | identity))
+    journal = TransferJournal(models / "tiny.gguf.part")
+    journal.write(Version(**(known | identity)), ByteRanges([(0, len(content))]))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +333,7 @@ def test_a_wish_that_contradicts_the_hub_fails_before_a_byte(
     act: Callable[[ModelStore, FetchRequest], Outcome],
 ) -> None:
     with pytest.raises(StoreError, match=f"the Hub states sha256 {SHA256}"):
-        act(store, replace(wish(models, HF_SOURCE, hub.url), sha256="00" * 32))
+        act(store, with_sha256(wish(models, HF_SOURCE, hub.url), "00" * 32))
     assert body_requests(hub) == []
 
 
@@ -314,12 +342,12 @@ def test_a_gated_repository(store: ModelStore, hub: StandInHub, models: Path) ->
     with pytest.raises(HttpError, match="gguf_models_hf_token"):
         store.fetch(request)
     with pytest.raises(HttpError, match="wrong or expired") as caught:
-        store.fetch(replace(request, hf_token="hf_canary"))
+        store.fetch(with_settings(request, hf_token="hf_canary"))
     assert "hf_canary" not in str(caught.value)
-    assert_in_place(store.fetch(replace(request, hf_token=TOKEN)), models)
+    assert_in_place(store.fetch(with_settings(request, hf_token=TOKEN)), models)
     assert [r.authorization for r in hub.requests if r.listener == "cdn"] == [False]
     assert not any(TOKEN in path.read_text() for path in models.glob("*.json"))
-    assert TOKEN not in repr(replace(request, hf_token=TOKEN))
+    assert TOKEN not in repr(with_settings(request, hf_token=TOKEN))
 
 
 def test_a_missing_file(store: ModelStore, hub: StandInHub, models: Path) -> None:
@@ -353,7 +381,7 @@ def test_a_changed_source_of_the_same_content_changes_only_the_record(
     store.fetch(wish(models, HF_SOURCE, hub.url))
     hub.forget_requests()
     request = wish(models, "hf://acme/gated-GGUF/tiny.gguf", hub.url)
-    outcome = store.fetch(replace(request, hf_token=TOKEN))
+    outcome = store.fetch(with_settings(request, hf_token=TOKEN))
     assert outcome.action == "record"
     assert body_requests(hub) == []
     assert_in_place(outcome, models)
@@ -374,7 +402,7 @@ def test_a_file_without_a_record_is_adopted_by_the_wished_digest(
     store: ModelStore, hub: StandInHub, models: Path
 ) -> None:
     (models / "tiny.gguf").write_bytes(MODEL)
-    request = replace(wish(models, HF_SOURCE, hub.url), sha256=SHA256)
+    request = with_sha256(wish(models, HF_SOURCE, hub.url), SHA256)
     assert store.plan(request).action == "record"
     outcome = store.fetch(request)
     assert outcome.action == "record"
@@ -445,7 +473,7 @@ def test_too_little_space_is_told_before_the_first_byte(
     act: Callable[[ModelStore, FetchRequest], Outcome],
 ) -> None:
     reserve_mib = 1 << 40
-    request = replace(wish(models, HF_SOURCE, hub.url), reserve_bytes=reserve_mib << 20)
+    request = with_settings(wish(models, HF_SOURCE, hub.url), reserve_bytes=reserve_mib << 20)
     with pytest.raises(StoreError) as caught:
         act(store, request)
     message = str(caught.value)
@@ -456,8 +484,15 @@ def test_too_little_space_is_told_before_the_first_byte(
 
 
 def test_a_disk_that_fills_midway_keeps_the_part(
-    store: ModelStore, models: Path, request: pytest.FixtureRequest
+    store: ModelStore,
+    models: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "as on a file system that cannot reserve blocks")
+
+    monkeypatch.setattr(part_file, "_fallocate", cannot)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", models], check=False, capture_output=True
     )
@@ -483,14 +518,16 @@ def test_a_disk_that_fills_midway_keeps_the_part(
     assert outcome.bytes_resumed > 1 << 20
 
 
-def test_a_file_size_limit_keeps_the_part(hub: StandInHub, models: Path) -> None:
+def test_a_file_size_limit_is_told_at_once(hub: StandInHub, models: Path) -> None:
     limit = 1_000_000
     ran = fetch_in_a_process(
         hub, models, preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     ).communicate()[0]
     assert b"the disk is full" in ran
-    assert (models / "tiny.gguf.part").stat().st_size == limit
-    assert fetch_in_a_process(hub, models).communicate()[0].startswith(b"fetch 2072004 1000000")
+    # All blocks are reserved at the start: it is told before a byte is fetched.
+    assert body_requests(hub) == []
+    assert names(models) == []
+    assert fetch_in_a_process(hub, models).communicate()[0].startswith(b"fetch 3072004 0")
     assert (models / "tiny.gguf").read_bytes() == MODEL
 
 
@@ -541,16 +578,15 @@ def size_of(path: Path) -> int:
 
 
 def test_kill_9_loses_nothing(store: ModelStore, hub: StandInHub, models: Path) -> None:
-    part = models / "tiny.gguf.part"
-    hub.faults = Faults(bytes_per_s=3_000_000)
+    hub.faults = Faults(bytes_per_s=2_000_000)
     had = 0
     for _ in range(3):
         killed = fetch_in_a_process(hub, models)
-        wait_until(lambda had=had: size_of(part) > had)  # type: ignore[misc]
+        wait_until(lambda had=had: kept_bytes(models) > had)  # type: ignore[misc]
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
-        assert size_of(part) >= had
-        had = size_of(part)
+        assert kept_bytes(models) >= had
+        had = kept_bytes(models)
         assert not (models / "tiny.gguf").exists()
     hub.faults = Faults()
     outcome = store.fetch(wish(models, HF_SOURCE, hub.url))
@@ -592,23 +628,23 @@ def test_a_plain_download_is_recorded_as_unverified(store: ModelStore, models: P
         assert (planned.after.sha256, planned.after.verified) == (None, False)
         assert not outcome.after.verified
         count = len(web.asked)
-        proven = store.fetch(replace(request, sha256=SHA256))
+        proven = store.fetch(with_sha256(request, SHA256))
         assert (proven.action, proven.after.verified) == ("record", True)
         assert len(web.asked) == count
 
 
 def test_the_token_is_for_the_hub_only(store: ModelStore, models: Path) -> None:
     with StandInWeb(lambda asked: ranged(asked, MODEL)) as web:
-        store.fetch(replace(plain(models, web), hf_token=TOKEN))
+        store.fetch(with_settings(plain(models, web), hf_token=TOKEN))
     assert not any("authorization" in asked.headers for asked in web.asked)
 
 
 @pytest.mark.parametrize(
-    ("heeds_if_range", "gets"),
-    [(True, [None, 1000]), (False, [None, 1000, None])],
+    "heeds_if_range",
+    [True, False],
 )
 def test_a_file_that_changes_during_the_download_starts_anew(
-    store: ModelStore, models: Path, heeds_if_range: bool, gets: list[int | None]
+    store: ModelStore, models: Path, heeds_if_range: bool
 ) -> None:
     newer = b"GGUF" + bytes(len(MODEL) - 4)
 
@@ -623,7 +659,8 @@ def test_a_file_that_changes_during_the_download_starts_anew(
 
     with StandInWeb(answer) as web:
         assert_in_place(store.fetch(plain(models, web)), models, newer)
-        assert [asked.first_byte for asked in web.asked if asked.method == "GET"] == gets
+        gets = [asked.first_byte for asked in web.asked if asked.method == "GET"]
+        assert gets == [None, 1000, None]
 
 
 def test_a_wrong_range_is_not_appended(store: ModelStore, models: Path) -> None:
@@ -662,12 +699,12 @@ def test_an_unknown_size_needs_a_digest(store: ModelStore, models: Path) -> None
     with StandInWeb(lambda _: Reply(body=MODEL, states_length=False)) as web:
         with pytest.raises(StoreError, match="give the file's sha256"):
             store.fetch(plain(models, web))
-        outcome = store.fetch(replace(plain(models, web), sha256=SHA256))
+        outcome = store.fetch(with_sha256(plain(models, web), SHA256))
         assert_in_place(outcome, models)
         (models / "tiny.gguf").unlink()
         web.answer = lambda _: Reply(body=MODEL, states_length=False, cut_after=1000)
         with pytest.raises(StoreError, match=SHA256):
-            store.fetch(replace(plain(models, web), sha256=SHA256))
+            store.fetch(with_sha256(plain(models, web), SHA256))
 
 
 def test_a_web_page_is_no_model(store: ModelStore, models: Path) -> None:
@@ -683,7 +720,7 @@ def test_a_server_that_always_cuts_is_given_up(
     cutter = StandInWeb(lambda asked: replace(ranged(asked, MODEL, ETag='"1"'), cut_after=0))
     with cutter as web, pytest.raises(HttpError, match="the connection ended after 0 of"):
         store.fetch(plain(models, web))
-    assert len(slept) == 4
+    assert len(slept) == MAX_FRUITLESS_ATTEMPTS - 1
 
 
 # Files on the host
@@ -699,7 +736,7 @@ def origin(tmp_path: Path) -> Path:
 def test_a_file_is_linked(store: ModelStore, models: Path, origin: Path) -> None:
     request = wish(models, f"file:{origin}")
     # No space is needed for a link.
-    outcome = store.fetch(replace(request, reserve_bytes=1 << 60))
+    outcome = store.fetch(with_settings(request, reserve_bytes=1 << 60))
     assert_in_place(outcome, models)
     assert (models / "tiny.gguf").samefile(origin)
     assert (outcome.bytes_fetched, outcome.after.verified) == (0, False)
@@ -716,7 +753,7 @@ def test_a_file_that_is_linked_already(store: ModelStore, models: Path, origin: 
 def test_a_file_that_must_not_be_shared_is_copied(
     store: ModelStore, models: Path, origin: Path
 ) -> None:
-    outcome = store.fetch(replace(wish(models, f"file:{origin}"), may_link=lambda _: False))
+    outcome = store.fetch(with_settings(wish(models, f"file:{origin}"), may_link=lambda _: False))
     assert_in_place(outcome, models)
     assert not (models / "tiny.gguf").samefile(origin)
     assert origin.stat().st_nlink == 1
@@ -734,7 +771,7 @@ def test_a_wrong_file_is_refused_and_left_alone(
 ) -> None:
     (models / "tiny.gguf").write_bytes(b"GGUF old")
     with pytest.raises(StoreError, match="needed is 0000"):
-        store.fetch(replace(wish(models, f"file:{origin}"), sha256="00" * 32))
+        store.fetch(with_sha256(wish(models, f"file:{origin}"), "00" * 32))
     assert names(models) == ["tiny.gguf"]
     assert origin.read_bytes() == MODEL
 

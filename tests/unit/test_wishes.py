@@ -137,3 +137,34 @@ def test_everything_wrong_is_said_at_once() -> None:
         "llama_instances.code.port",
         "llama_instances.code.model",
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "said"),
+    [
+        ({"port": 8081}, "live.alternatives[0].port", "no such key"),
+        ({"modle": "x"}, "live.alternatives[0].modle", "no such key"),
+        ({"model": "other"}, "live.alternatives[0].model", "there is no model 'other'"),
+        ({"gpus": "0"}, "live.alternatives[0].gpus", "'0'"),
+        ({"extra": {"port": 1}}, "live.alternatives[0].extra.port", ""),
+    ],
+)
+def test_faulty_alternative_is_named(change: dict[str, Any], key: str, said: str) -> None:
+    wish = {"model": "tiny:1b", "port": 8080, "alternatives": [change]}
+    instances, found = check_instances({"live": wish}, ["tiny:1b"])
+    assert instances == {}
+    assert [(item["key"], said in item["found"]) for item in found] == [
+        (f"llama_instances.{key}", True)
+    ]
+
+
+def test_alternative_replaces_what_it_names() -> None:
+    wish = {
+        "model": "tiny:1b",
+        "port": 8080,
+        "gpus": [2],
+        "alternatives": [{"gpus": [0], "context": 4096}, {"gpus": []}],
+    }
+    instances, found = check_instances({"live": wish}, ["tiny:1b"])
+    assert found == []
+    assert instances["live"]["alternatives"] == wish["alternatives"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -16,10 +16,15 @@ DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 
 # The store keeps these beside a model under the model's own name.
-RESERVED_SUFFIXES = (".part", ".json", ".lock", ".new")
+RESERVED_SUFFIXES = (".part", ".json", ".lock", ".new", ".staged", ".swap", ".journal")
+# Its own names in the directory of the models.
+RESERVED_NAMES = ("catalogue", "versions")
 
 _REPO_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# llama.cpp's llama_split_path(): "%s-%05d-of-%05d.gguf"; it finds the siblings by that name.
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+MAX_SHARDS = 1000
 
 
 class SourceError(ValueError):
@@ -44,6 +49,59 @@ class Source:
         if self.kind == "hf":
             return f"hf://{self.repository}/{self.location}@{self.revision}"
         return f"file:{self.location}" if self.kind == "file" else self.location
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a model that is split: `number` counts from 1 to `count`."""
+
+    stem: str
+    number: int
+    count: int
+
+    def file_name(self, number: int) -> str:
+        """The name of a sibling."""
+        return f"{self.stem}-{number:05}-of-{self.count:05}.gguf"
+
+
+def shard_of(file_name: str) -> Shard | None:
+    """What a file name says of a split model; None where it is not of that form.
+
+    Raises SourceError for numbers that cannot be.
+    """
+    match = _SHARD.fullmatch(file_name)
+    if not match:
+        return None
+    shard = Shard(match[1], int(match[2]), int(match[3]))
+    if not 1 <= shard.number <= shard.count <= MAX_SHARDS:
+        raise SourceError(
+            f"'{file_name}' is named as part {shard.number} of {shard.count} of a split model, "
+            f"which cannot be (1 to {MAX_SHARDS} parts); check the name"
+        )
+    return shard
+
+
+def all_shards(source: Source) -> tuple[Source, ...]:
+    """The sources of all files of the model: `source` itself where it is not split.
+
+    Raises SourceError where `source` names a part other than the first.
+    """
+    path, mark, query = source.location, "", ""
+    if source.kind == "url":
+        path, mark, query = source.location.partition("?")
+    folder, slash, name = path.rpartition("/")
+    shard = shard_of(name)
+    if shard is None:
+        return (source,)
+    if shard.number != 1:
+        raise SourceError(
+            f"{source} is part {shard.number} of a split model; name its first part, "
+            f"{shard.file_name(1)}, and all {shard.count} are taken"
+        )
+    return tuple(
+        replace(source, location=f"{folder}{slash}{shard.file_name(number)}{mark}{query}")
+        for number in range(1, shard.count + 1)
+    )
 
 
 def parse_source(text: str) -> Source:
@@ -79,6 +137,11 @@ def resolve_url(source: Source, hf_endpoint: str, revision: str | None = None) -
     return f"{endpoint}/{source.repository}/resolve/{pinned}/{quote(source.location)}"
 
 
+def is_commit(revision: str) -> bool:
+    """Whether a revision names one commit for ever, and not a branch or tag."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", revision) is not None
+
+
 def default_file(source: Source) -> str:
     """The last part of the path, for a wish that names no file; not yet checked for aptness."""
     path = urlsplit(source.location).path if source.kind == "url" else source.location
@@ -103,6 +166,11 @@ def check_file_name(name: str) -> str:
         raise SourceError(
             f"'{name}' cannot be the model's file name; needed: a plain name such as "
             "model.gguf (option 'file'), without a slash and not starting with a dot"
+        )
+    if name in RESERVED_NAMES:
+        raise SourceError(
+            f"the file name '{name}' is one that the store uses for itself; give another name "
+            "with the option 'file'"
         )
     if name.endswith(RESERVED_SUFFIXES):
         raise SourceError(

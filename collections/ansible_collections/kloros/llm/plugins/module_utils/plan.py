@@ -13,11 +13,9 @@ from . import release
 from .cuda_code import uncovered
 from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
-from .gpu_choice import ChosenGpu, choose_gpus
-from .gpu_proof import PLACING_OPTIONS
-from .llama_environment import PlannedInstance, instance_environment
+from .plan_instances import Settled, settle_instances
 from .systemd import UNIT_DIR, UNIT_PREFIX
-from .wishes import SETTING_KEYS, check_instances, check_models, check_settings, model_names
+from .wishes import SETTING_KEYS, check_instances, check_models, check_settings
 
 SCHEMA: Final = 1
 CONFIG_DIR: Final = "/etc/kloros-llm"
@@ -39,11 +37,6 @@ _TOOLKIT_DISK_MIB: Final = {"distribution": 6144, "pypi": 4096, "redist": 4096}
 _BACKEND_OF_PACKAGE: Final = re.compile(r"-(cpu|cuda)-[0-9a-f]{10}-")
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
-
-
-def unit_name(instance: str) -> str:
-    """The systemd unit of an instance."""
-    return f"{UNIT_PREFIX}{instance}.service"
 
 
 def instance_files(unit: str) -> list[str]:
@@ -74,28 +67,23 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
 
     `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
     `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
-    returned, with `gpus` from `gpu_info` and `cuda` from `cuda_info`. Returns `plan` (plain data,
-    without secrets) and `findings`; a plan with errors among its findings must not be carried out.
+    returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers` (`gguf_info`'s results
+    for `models_to_read`) and `dry_runs` (what servers said before, see `plan_memory`). Returns
+    `plan` (plain data, without secrets) and `findings`; a plan with errors among its findings must
+    not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
     raw_models = models_wish["models"]
     names = list(raw_models) if isinstance(raw_models, Mapping) else []
     instances, instance_findings = check_instances(instances_wish["instances"], names)
-    # An instance of a faulty model cannot be planned; the model's own finding says why.
-    usable = {
-        name: wish for name, wish in instances.items() if set(_models_of(wish)) <= models.keys()
-    }
     settings_findings = check_settings(_settings(wishes))
-    planned: list[dict[str, Any]] = []
-    for name, wish in usable.items() if not settings_findings else ():
-        try:
-            planned.append(_instance(name, wish, models, wishes, host["gpus"]))
-        except ValueError as problem:
-            form = "what llama-server and systemd can take"
-            found = error(f"llama_instances.{name}", str(problem), form, "correct the wish")
-            instance_findings.append(found)
-    on_gpus = [name for name, wish in usable.items() if wish["gpus"]]
+    headers = {result["item"]["file"]: result for result in host["headers"]}
+    settled = Settled({}, [], {}, [])
+    if not settings_findings:
+        settled = settle_instances(wishes, host, instances, models, headers)
+    planned = settled.instances
+    on_gpus = [name for name, candidate in settled.chosen.items() if candidate.wish["gpus"]]
     llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host, on_gpus)
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
@@ -103,7 +91,9 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     findings = [
         *settings_findings,
         *model_findings,
+        *_header_findings(models, headers),
         *instance_findings,
+        *settled.findings,
         *llama_cpp_findings,
         *_machine_findings(host["machine"], wishes["any_system"]),
         *_user_findings(wishes["user"], wishes["gguf_models"]["owner"], host["users"]),
@@ -123,7 +113,9 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
             {"name": name, "path": f"{models_wish['dir']}/{model['file']}", **model}
             for name, model in models.items()
         ],
+        "models_hf_endpoint": models_wish["hf_endpoint"],
         "instances": planned,
+        "memory": settled.memory,
         # What this run alone has to do; the plan on the host leaves it out.
         "changes": {
             "account": host["users"][wishes["user"]] is None,
@@ -149,109 +141,65 @@ def lasting(plan: Mapping[str, Any]) -> dict[str, Any]:
             "architectures": cuda["architectures"],
             "host_compiler": cuda["host_compiler"]["version"],
         }
+    memory = plan["memory"]
     return {name: value for name, value in plan.items() if name != "changes"} | {
-        "llama_cpp": llama_cpp
+        "llama_cpp": llama_cpp,
+        "memory": {
+            "instances": {
+                name: {"devices": instance["devices"]}
+                for name, instance in memory["instances"].items()
+            },
+            "dry_runs": memory["dry_runs"],
+        },
     }
+
+
+def models_to_read(wishes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files whose headers the plan needs, each with `file`, `path` on the host and `source`.
+
+    Of a split model the first file stands for all.
+    """
+    models, _ = check_models(wishes["gguf_models"]["models"])
+    folder = wishes["gguf_models"]["dir"]
+    read = []
+    for model in models.values():
+        for position, file in enumerate(model["files"]):
+            if position == 0 or file["role"] != "model":
+                name = file["file"]
+                path = f"{folder}/{name}"
+                read.append({"file": name, "path": path, "source": file["source"]})
+    return read
+
+
+def _header_findings(
+    models: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Mapping[str, Any]]
+) -> list[Finding]:
+    """The models whose headers cannot be read, so that nobody knows what they take."""
+    return [
+        error(
+            f"gguf_models.{name}",
+            headers[file["file"]]["problem"],
+            "a header that can be read, on the host or at the source",
+            "correct the source, or see why the host does not reach it",
+        )
+        for name, model in models.items()
+        for file in model["files"]
+        if headers.get(file["file"], {}).get("problem")
+    ]
 
 
 def _settings(wishes: Mapping[str, Any]) -> dict[str, Any]:
     """The roles' settings among the wishes, by variable."""
-    found = {"kloros_llm_user": wishes["user"]}
+    found = {
+        "kloros_llm_user": wishes["user"],
+        "gpu_lockout": wishes["gpu_lockout"],
+        "preflight_gpu_reserve_mib": wishes["gpu_reserve_mib"],
+        "preflight_gpu_reserve_default_mib": wishes["gpu_reserve_default_mib"],
+        "preflight_memory_reserve_mib": wishes["memory_reserve_mib"],
+    }
     for role in ("llama_cpp", "gguf_models", "llama_instances"):
         found |= {f"{role}_{key}": value for key, value in wishes[role].items()}
     return {name: value for name, value in found.items() if name in SETTING_KEYS}
-
-
-def _models_of(wish: Mapping[str, Any]) -> list[str]:
-    """The names of all models that an instance loads, its own first."""
-    return [model for _, model in model_names(wish)]
-
-
-def _context_tokens(context: Any) -> int:
-    """Tokens a slot: what is wanted; fitting it to memory is the memory planner's matter."""
-    return int(context["want"] if isinstance(context, Mapping) else context)
-
-
-def _instance(
-    name: str,
-    wish: Mapping[str, Any],
-    models: Mapping[str, Mapping[str, Any]],
-    wishes: Mapping[str, Any],
-    gpus: Mapping[str, Any],
-) -> dict[str, Any]:
-    settings = wishes["llama_instances"]
-    folder = wishes["gguf_models"]["dir"]
-
-    def path(model: str) -> str:
-        return f"{folder}/{models[model]['file']}"
-
-    def own_or(key: str) -> Any:
-        return settings[key] if wish[key] is None else wish[key]
-
-    model = wish["model"]
-    # Where the GPUs cannot be seen at all, a finding of its own says why.
-    chosen = choose_gpus(wish["gpus"], gpus["gpus"]) if gpus["status"] == "ok" else []
-    instance: PlannedInstance = {
-        "name": name,
-        "model_path": path(model),
-        "aliases": [model, *models[model]["aliases"]],
-        "host": own_or("host"),
-        "port": wish["port"],
-        "gpus": [gpu["uuid"] for gpu in chosen],
-        "context_tokens": _context_tokens(own_or("context")),
-        "slots": own_or("parallel"),
-        "kv_cache": wish["kv_cache"][0],
-        "gpu_layers": str(wish["gpu_layers"]),
-        "split_mode": wish["split_mode"],
-        "main_gpu": None
-        if wish["main_gpu"] is None
-        else _position(wish["main_gpu"], chosen, wish["gpus"]),
-        "tensor_split": list(wish["tensor_split"]),
-        "draft_model_path": path(wish["draft_model"]) if wish["draft_model"] else None,
-        "lora": [
-            {"path": path(item), "scale": 1.0}
-            if isinstance(item, str)
-            else {"path": path(item["model"]), "scale": float(item.get("scale", 1.0))}
-            for item in wish["lora"]
-        ],
-        "embeddings": wish["embeddings"],
-        "rerank": wish["rerank"],
-        "metrics": wish["metrics"],
-        "api_key": wish["api_key"] is not None,
-        "threads": wish["threads"],
-        "extra": dict(wish["extra"]),
-    }
-    return {
-        **instance,
-        "unit": unit_name(name),
-        "model": model,
-        "gpus": chosen,
-        "min_tokens_per_s": float(own_or("min_tokens_per_s")),
-        "mostly_on_gpus": not (
-            PLACING_OPTIONS & set(wish["extra"]) or wish["embeddings"] or wish["rerank"]
-        ),
-        "modes": list(wish["modes"]),
-        "model_files": [path(name) for name in _models_of(wish)],
-        "url": _url(instance["host"], instance["port"]),
-        "environment": instance_environment(instance),
-    }
-
-
-def _position(gpu: int | str, chosen: Sequence[ChosenGpu], wanted: Sequence[int | str]) -> int:
-    """The place of a GPU among an instance's own, which is what llama-server counts in."""
-    for position, other in enumerate(chosen):
-        if gpu in (other["index"], other["uuid"], wanted[position]):
-            return position
-    if not chosen:
-        return 0
-    raise ValueError(f"main_gpu is {gpu}, which is none of its gpus")
-
-
-def _url(host: str, port: int) -> str:
-    """Where a server on that address is asked from its own host."""
-    # One that listens on every address answers on loopback too.
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
 
 
 def _llama_cpp(

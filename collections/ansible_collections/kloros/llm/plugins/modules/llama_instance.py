@@ -54,7 +54,7 @@ options:
     elements: dict
     default: []
   gpu_layers:
-    description: Layers that must be on the GPUs, V(all), V(auto) (at least one) or a number.
+    description: Layers that must be on the GPUs, V(all) or a number.
     type: str
     default: all
   split_mode:

@@ -1,0 +1,295 @@
+"""The plan of the instances: for each wish one llama-server, with what it may take of the memory.
+
+Planning and asking the engine take turns: what a dry run found is added to what the formulas say,
+and where that makes another plan, its configuration is looked up in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .findings import Finding, error, warning
+from .gpu_proof import PLACING_OPTION
+from .instance_choice import Candidate, Choice, candidates, choose
+from .llama_environment import PlannedInstance, instance_environment
+from .plan_memory import (
+    correction,
+    dry_run_key,
+    main_gpu_position,
+    models_of_headers,
+    plan_memory,
+)
+from .systemd import UNIT_PREFIX
+from .wishes import model_names
+
+_MAX_ROUNDS: Final = 8
+
+Corrections = dict[str, dict[str, dict[str, int]]]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`chosen`: the candidate of each instance. `instances`: as the plan has them. `memory`: what
+    `vram_plan` says, `dry_runs` (see `plan_memory`), `differences` (measured less predicted MiB, by
+    instance, device and part) and `unasked` (the instances whose server was not asked yet)."""
+
+    chosen: Mapping[str, Candidate]
+    instances: list[dict[str, Any]]
+    memory: dict[str, Any]
+    findings: list[Finding]
+
+
+def unit_name(instance: str) -> str:
+    """The systemd unit of an instance."""
+    return f"{UNIT_PREFIX}{instance}.service"
+
+
+def settle_instances(
+    wishes: Mapping[str, Any],
+    host: Mapping[str, Any],
+    instances: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
+    headers: Mapping[str, Mapping[str, Any]],
+) -> Settled:
+    """Plan all instances together; `headers` are `gguf_info`'s results by file name."""
+    found = {
+        name: candidates(wish, host["gpus"], wishes["gpu_lockout"])
+        for name, wish in instances.items()
+    }
+    findings = []
+    # An instance of a faulty model cannot be planned; the model's own finding says why.
+    for name, options in list(found.items()):
+        problem = _cannot_be_planned(options, models)
+        if problem is not None:
+            del found[name]
+            if problem:
+                findings.append(_refused(name, problem))
+    facts = models_of_headers(models, headers)
+    corrections: Corrections = {}
+    for _ in range(_MAX_ROUNDS):
+        choice = _choose(found, wishes, host, facts, corrections)
+        planned, refused = _instances(choice, models, wishes)
+        keys = {
+            instance["name"]: dry_run_key(instance["environment"], _shapes(instance, facts))
+            for instance in planned
+            if instance["name"] in choice.memory["instances"]
+        }
+        answers = host["dry_runs"]["answers"]
+        differences = {
+            name: correction(answers[key]["rows"], choice.memory["instances"][name]["predicted"])
+            for name, key in keys.items()
+            if key in answers
+        }
+        known = _larger(corrections, differences)
+        if known == corrections:
+            break
+        corrections = known
+    memory = {
+        **choice.memory,
+        "differences": {name: diff for name, diff in differences.items() if diff},
+        "unasked": [name for name, key in keys.items() if key not in answers],
+        "keys": keys,
+        "dry_runs": {
+            "release": host["dry_runs"]["release"],
+            "answers": {key: answers[key] for key in keys.values() if key in answers},
+        },
+    }
+    findings += [*refused, *_findings(choice, host["gpus"]["status"] == "ok")]
+    return Settled(choice.chosen, planned, memory, findings)
+
+
+def _choose(
+    found: Mapping[str, Sequence[Candidate]],
+    wishes: Mapping[str, Any],
+    host: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    corrections: Corrections,
+) -> Choice:
+    return choose(found, lambda chosen: plan_memory(chosen, wishes, host, facts, corrections))
+
+
+def _larger(one: Corrections, other: Corrections) -> Corrections:
+    """Of each instance, device and part the larger of the two."""
+    merged = {
+        name: {device: dict(parts) for device, parts in of.items()} for name, of in one.items()
+    }
+    for name, devices in other.items():
+        for device, parts in devices.items():
+            known = merged.setdefault(name, {}).setdefault(device, {})
+            for part, mib in parts.items():
+                known[part] = max(known.get(part, mib), mib)
+    return merged
+
+
+def _models_of(wish: Mapping[str, Any]) -> list[str]:
+    """The names of all models that an instance loads, its own first."""
+    return [model for _, model in model_names(wish)]
+
+
+def _cannot_be_planned(
+    options: Sequence[Candidate], models: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    """Why an instance is left out, empty where that is said elsewhere; None where it is not."""
+    for candidate in options:
+        if not set(_models_of(candidate.wish)) <= models.keys():
+            return ""
+        if candidate.missing is None:
+            try:
+                main_gpu_position(candidate)
+            except ValueError as problem:
+                return str(problem)
+    return None
+
+
+def _refused(name: str, problem: str) -> Finding:
+    form = "what llama-server and systemd can take"
+    return error(f"llama_instances.{name}", problem, form, "correct the wish")
+
+
+def _shapes(instance: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """What is known of the models that an instance loads, for the key of its dry run."""
+    return [facts.get(name) for name in instance["models"]]
+
+
+def _instances(
+    choice: Choice, models: Mapping[str, Mapping[str, Any]], wishes: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The instances as they are to run, and what llama-server could not be told."""
+    planned, refused = [], []
+    for name, candidate in choice.chosen.items():
+        try:
+            memory = choice.memory["instances"].get(name)
+            planned.append(_instance(name, candidate, models, wishes, memory))
+        except ValueError as problem:
+            refused.append(_refused(name, str(problem)))
+    return planned, refused
+
+
+def _instance(
+    name: str,
+    candidate: Candidate,
+    models: Mapping[str, Mapping[str, Any]],
+    wishes: Mapping[str, Any],
+    memory: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The instance as it is to run; without `memory` (where it was not to be planned) as wished."""
+    wish, settings = candidate.wish, wishes["llama_instances"]
+    folder = wishes["gguf_models"]["dir"]
+
+    def path(model: str) -> str:
+        return f"{folder}/{models[model]['file']}"
+
+    def own_or(key: str) -> Any:
+        return settings[key] if wish[key] is None else wish[key]
+
+    model = wish["model"]
+    of_role: dict[str, list[str]] = {}
+    for file in models[model]["files"]:
+        of_role.setdefault(file["role"], []).append(f"{folder}/{file['file']}")
+    draft = path(wish["draft_model"]) if wish["draft_model"] else of_role.get("draft", [None])[0]
+    wished_layers = "all" if wish["gpu_layers"] is None else wish["gpu_layers"]
+    context = own_or("context")
+    fallback = {
+        "context_tokens": context["want"] if isinstance(context, Mapping) else context,
+        "kv_cache": wish["kv_cache"][0],
+        "gpu_layers": wished_layers,
+        "cpu_moe_layers": wish["cpu_moe_layers"] or 0,
+        "tensor_split": wish["tensor_split"],
+    }
+    planned = memory or fallback
+    instance: PlannedInstance = {
+        "name": name,
+        "model_path": path(model),
+        "aliases": [model, *models[model]["aliases"]],
+        "host": own_or("host"),
+        "port": wish["port"],
+        "gpus": [gpu["uuid"] for gpu in candidate.gpus],
+        "context_tokens": planned["context_tokens"],
+        "slots": own_or("parallel"),
+        "kv_cache": planned["kv_cache"],
+        "gpu_layers": str(planned["gpu_layers"]),
+        "cpu_moe_layers": planned["cpu_moe_layers"],
+        "split_mode": wish["split_mode"],
+        "main_gpu": main_gpu_position(candidate),
+        # For one GPU there is nothing to split.
+        "tensor_split": list(planned["tensor_split"]) if len(candidate.gpus) > 1 else [],
+        "mmproj_path": of_role.get("mmproj", [None])[0],
+        "draft_model_path": draft,
+        "lora": [
+            *({"path": adapter, "scale": 1.0} for adapter in of_role.get("lora", [])),
+            *(
+                {"path": path(item), "scale": 1.0}
+                if isinstance(item, str)
+                else {"path": path(item["model"]), "scale": float(item.get("scale", 1.0))}
+                for item in wish["lora"]
+            ),
+        ],
+        "embeddings": wish["embeddings"],
+        "rerank": wish["rerank"],
+        "metrics": wish["metrics"],
+        "api_key": wish["api_key"] is not None,
+        "threads": wish["threads"],
+        "extra": dict(wish["extra"]),
+    }
+    loaded = _models_of(wish)
+    return {
+        **instance,
+        "unit": unit_name(name),
+        "model": model,
+        "models": loaded,
+        "alternative": candidate.number,
+        "gpus": list(candidate.gpus),
+        "min_tokens_per_s": float(own_or("min_tokens_per_s")),
+        "mostly_on_gpus": not (
+            PLACING_OPTION in wish["extra"]
+            or instance["cpu_moe_layers"]
+            or wish["embeddings"]
+            or wish["rerank"]
+        ),
+        "modes": list(wish["modes"]),
+        "model_files": [
+            f"{folder}/{file['file']}" for one in loaded for file in models[one]["files"]
+        ],
+        "url": _url(instance["host"], instance["port"]),
+        "environment": instance_environment(instance),
+    }
+
+
+def _url(host: str, port: int) -> str:
+    """Where a server on that address is asked from its own host."""
+    # One that listens on every address answers on loopback too.
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
+
+
+def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
+    found = []
+    for name, candidate in choice.chosen.items():
+        # Where no GPU can be seen at all, a finding of its own says why.
+        if candidate.missing is not None and gpus_are_shown:
+            found.append(_refused(name, candidate.missing))
+        elif candidate.number:
+            said = "; ".join(choice.passed_over[name])
+            found.append(
+                warning(
+                    f"llama_instances.{name}",
+                    f"it runs as alternative {candidate.number} ({said})",
+                    "the wish itself",
+                    "nothing, if that is what the alternatives are for",
+                )
+            )
+    for problem in choice.memory["problems"]:
+        found.append(
+            error(
+                problem["key"],
+                problem["found"],
+                problem["needed"],
+                "one of: "
+                + "; ".join(f"({place}) {way}" for place, way in enumerate(problem["ways_out"], 1))
+                if problem["ways_out"]
+                else "another model or another host",
+            )
+        )
+    return found

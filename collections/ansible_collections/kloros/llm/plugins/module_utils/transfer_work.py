@@ -1,0 +1,245 @@
+"""Who fetches which bytes of a download, what has come, and when to give up. Threads share it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .transfer_journal import ByteRanges, Range
+
+# Rounds of attempts that bring no new byte; any progress starts the count afresh.
+MAX_FRUITLESS_ATTEMPTS = 8
+UNKNOWN_SIZE = sys.maxsize
+# A worker without work takes over the second half of another's span if it is worth a request,
+# and all of it if nothing comes there any more.
+_MIN_SHARED_BYTES = 2 << 20
+_STALLED_S = 5.0
+_TELL_HASHER_BYTES = 1 << 20
+
+
+@dataclass(eq=False)
+class Span:
+    """Bytes that one worker fetches: from `at`, which moves, up to `stop`, which may shrink."""
+
+    at: int
+    stop: int
+    moved_at: float = field(default_factory=time.monotonic)
+
+
+class Work:
+    """`size_bytes` is UNKNOWN_SIZE where nobody states it; `present` need not be fetched.
+
+    A worker gets at most `chunk_bytes` at a time. No more than `max_unsynced_bytes` are written
+    before `synced` is told of them: so much an interruption may cost. A checkpoint is due at a
+    third of it, so that nobody waits for a disk that keeps up.
+    """
+
+    def __init__(
+        self,
+        size_bytes: int,
+        present: Iterable[Range],
+        chunk_bytes: int,
+        max_unsynced_bytes: int,
+    ) -> None:
+        self.over = threading.Event()
+        """Set once all bytes are written or `failure` says why they will not be."""
+        self.failure: BaseException | None = None
+        self._written = ByteRanges(present)
+        self._size_bytes = size_bytes
+        self._chunk_bytes = chunk_bytes
+        self._max_unsynced_bytes = max_unsynced_bytes
+        self._pending = self._written.missing(size_bytes)
+        self._active: set[Span] = set()
+        self._fetched_bytes = 0
+        self._synced_bytes = 0
+        self._told_frontier = 0
+        self._round = 0
+        self._fruitless = 0
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._frontier_moved = threading.Condition(lock)
+        self._synced = threading.Condition(lock)
+        self._much_unsynced = threading.Condition(lock)
+        with self._changed:
+            self._look_whether_complete()
+
+    # What the threads that fetch ask and tell
+
+    def claim(self) -> Span | None:
+        """The next bytes to fetch; waits while others may still leave some. None: go home."""
+        with self._changed:
+            while not self.over.is_set():
+                span = self._next() or self._take_over()
+                if span is not None:
+                    self._active.add(span)
+                    return span
+                self._changed.wait(1.0)
+        return None
+
+    def claim_everything(self, span: Span, size_bytes: int | None) -> None:
+        """The server sends the whole file to the worker that has `span`: nobody else is needed."""
+        with self._changed:
+            self._size_bytes = UNKNOWN_SIZE if size_bytes is None else size_bytes
+            self._pending = []
+            span.at, span.stop = 0, self._size_bytes
+
+    def wanted(self, span: Span, count: int) -> int:
+        """How many of the next `count` bytes are still this worker's."""
+        with self._changed:
+            return max(0, min(count, span.stop - span.at))
+
+    def landed(self, span: Span, count: int) -> None:
+        """The next `count` bytes of `span` are written. Waits while too many are not synced."""
+        with self._changed:
+            self._written.add(span.at, span.at + count)
+            span.at += count
+            span.moved_at = time.monotonic()
+            self._fetched_bytes += count
+            self._fruitless = 0
+            frontier = self._written.frontier
+            if frontier - self._told_frontier >= _TELL_HASHER_BYTES:
+                self._told_frontier = frontier
+                self._frontier_moved.notify_all()
+            self._look_whether_complete()
+            if self._checkpoint_is_due:
+                self._much_unsynced.notify_all()
+            while self._unsynced_bytes >= self._max_unsynced_bytes and not self.over.is_set():
+                self._synced.wait(1.0)
+
+    def is_fetched(self, span: Span) -> bool:
+        """Whether nothing of `span` is left to this worker."""
+        with self._changed:
+            return span.at >= span.stop
+
+    def leave(self, span: Span) -> None:
+        """The worker is done with `span`; what is left of it is for anybody."""
+        with self._changed:
+            self._active.discard(span)
+            if span.at < span.stop:
+                self._pending = sorted([(span.at, span.stop), *self._pending])
+            self._changed.notify_all()
+
+    def end_here(self, span: Span) -> None:
+        """The file ends where `span` is now: the server says so, nobody had stated the size."""
+        with self._changed:
+            self._size_bytes = span.stop = span.at
+            self._look_whether_complete()
+
+    # When to give up
+
+    @property
+    def round(self) -> int:
+        """Attempts that begin in one round and bring nothing count as one."""
+        with self._changed:
+            return self._round
+
+    def failed_in_vain(self, began_in: int) -> bool:
+        """Count an attempt that brought nothing; whether it is time to give up."""
+        with self._changed:
+            if began_in == self._round:
+                self._round += 1
+                self._fruitless += 1
+            return self._fruitless >= MAX_FRUITLESS_ATTEMPTS
+
+    @property
+    def others_fetch(self) -> bool:
+        """Whether any worker has a span."""
+        with self._changed:
+            return bool(self._active)
+
+    def fail(self, failure: BaseException, *, even_when_complete: bool = False) -> None:
+        """End the work; the first failure is the one that counts."""
+        with self._changed:
+            if self.failure is None and (even_when_complete or not self.over.is_set()):
+                self.failure = failure
+                self._end()
+
+    # What the hasher, the bookkeeper and the watcher ask
+
+    @property
+    def done_bytes(self) -> int:
+        with self._changed:
+            return self._written.total
+
+    @property
+    def fetched_bytes(self) -> int:
+        """What came now, also what came twice."""
+        with self._changed:
+            return self._fetched_bytes
+
+    def wait_for_frontier(self, hashed: int) -> int | None:
+        """The first missing byte, once it is beyond `hashed`; None where no more will come."""
+        with self._frontier_moved:
+            while self.failure is None:
+                frontier = self._written.frontier
+                if frontier > hashed:
+                    return frontier
+                if self.over.is_set():
+                    return None
+                self._frontier_moved.wait()
+        return None
+
+    def wait_for_checkpoint(self, interval_s: float) -> bool:
+        """Whether, after the interval or when much is unsynced, there is anything to sync."""
+        with self._much_unsynced:
+            if not self.over.is_set() and not self._checkpoint_is_due:
+                self._much_unsynced.wait(interval_s)
+            return self._unsynced_bytes > 0
+
+    def snapshot(self) -> tuple[ByteRanges, int]:
+        """What is written by now, and a mark for `synced`."""
+        with self._changed:
+            return ByteRanges(self._written), self._fetched_bytes
+
+    def synced(self, mark: int) -> None:
+        """All that was written at the snapshot `mark` is on the disk and in the journal."""
+        with self._synced:
+            self._synced_bytes = max(self._synced_bytes, mark)
+            self._synced.notify_all()
+
+    @property
+    def _unsynced_bytes(self) -> int:
+        return self._fetched_bytes - self._synced_bytes
+
+    @property
+    def _checkpoint_is_due(self) -> bool:
+        return self._unsynced_bytes >= self._max_unsynced_bytes // 3
+
+    def _next(self) -> Span | None:
+        if not self._pending:
+            return None
+        start, stop = self._pending.pop(0)
+        if stop - start > self._chunk_bytes:
+            self._pending.insert(0, (start + self._chunk_bytes, stop))
+            stop = start + self._chunk_bytes
+        return Span(start, stop)
+
+    def _take_over(self) -> Span | None:
+        """Some of another worker's span."""
+        if self._size_bytes == UNKNOWN_SIZE or not self._active:
+            return None
+        stalled_since = time.monotonic() - _STALLED_S
+        for span in self._active:
+            if span.moved_at < stalled_since and span.at < span.stop:
+                taken = Span(span.at, span.stop)
+                span.stop = span.at
+                return taken
+        longest = max(self._active, key=lambda span: span.stop - span.at)
+        left = longest.stop - longest.at
+        if left < _MIN_SHARED_BYTES:
+            return None
+        taken = Span(longest.stop - left // 2, longest.stop)
+        longest.stop = taken.at
+        return taken
+
+    def _look_whether_complete(self) -> None:
+        if self._written.frontier >= self._size_bytes and not self.over.is_set():
+            self._end()
+
+    def _end(self) -> None:
+        self.over.set()
+        for condition in (self._changed, self._frontier_moved, self._synced, self._much_unsynced):
+            condition.notify_all()

@@ -1,0 +1,245 @@
+#!/usr/bin/python
+# Copyright: the kloros-llm contributors
+# MIT License (see LICENSE)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gguf_info
+short_description: Read what a GGUF model is, before or after its download
+version_added: 0.1.0
+description:
+  - Reads the header of a GGUF file on the host, or of one on a Hugging Face Hub or web server.
+  - Of a remote model it fetches the header only, a few MiB in two or three requests a file,
+    whatever the size of the model.
+  - A model in several files (C(NAME-00001-of-00003.gguf)) is read as one.
+  - Needs nothing but Python on the host and changes nothing. Proxies are taken from the environment
+    (E(https_proxy), E(no_proxy)).
+options:
+  path:
+    description:
+      - A model file on the host; of a model in several files the first.
+      - Exactly one of O(path) and O(source) is needed.
+    type: path
+  source:
+    description:
+      - V(hf://OWNER/REPOSITORY/PATH/FILE.gguf[@REVISION]), V(https://HOST/PATH), V(http://HOST/PATH)
+        or V(file:/ABSOLUTE/PATH), as for M(kloros.llm.gguf_model); of a model in several files the
+        first.
+    type: str
+  hf_endpoint:
+    description:
+      - Base URL of the Hub or of a mirror.
+      - By default the value of E(HF_ENDPOINT) on the host, then V(https://huggingface.co).
+    type: str
+  hf_token:
+    description:
+      - Token for gated or private repositories.
+      - Sent as a header to the host of O(hf_endpoint) only, never to another host that it
+        redirects to.
+    type: str
+  timeout_s:
+    description: Seconds to wait for a connection, and for the next bytes on it.
+    type: int
+    default: 30
+attributes:
+  check_mode:
+    description: Can run in check mode and return status without changing anything.
+    support: full
+  diff_mode:
+    description: Returns details on what has changed.
+    support: none
+seealso:
+  - module: kloros.llm.gguf_model
+author:
+  - The kloros-llm contributors
+"""
+
+EXAMPLES = r"""
+- name: Look at a model before its download
+  kloros.llm.gguf_info:
+    source: hf://Qwen/Qwen2.5-7B-Instruct-GGUF/qwen2.5-7b-instruct-q3_k_m.gguf
+  register: remote_model
+
+- name: Say what it is
+  ansible.builtin.debug:
+    msg: >-
+      {{ remote_model.name }}: {{ remote_model.quantisation }},
+      {{ remote_model.size_bytes | human_readable }},
+      trained for {{ remote_model.context_trained }} tokens
+
+- name: Look at a model on the host
+  kloros.llm.gguf_info:
+    path: /var/lib/kloros-llm/models/model.gguf
+"""
+
+RETURN = r"""
+name:
+  description: The model's name for people; null where the file has none.
+  returned: success
+  type: str
+  sample: Qwen2.5 7B Instruct
+kind:
+  description:
+    - V(model) for a language model, V(projector) for a vision or audio projector (mmproj),
+      V(adapter) for a LoRA or control vector, V(imatrix) or V(other).
+  returned: success
+  type: str
+  sample: model
+architecture:
+  description: As llama.cpp calls it; null where the file does not say.
+  returned: success
+  type: str
+  sample: qwen2
+size_label:
+  description: The size as its makers call it; null where the file does not say.
+  returned: success
+  type: str
+  sample: 7B
+quantisation:
+  description:
+    - The file type as llama.cpp calls it, or the tensor type that takes most bytes where the file
+      does not say.
+  returned: success
+  type: str
+  sample: Q3_K_M
+parameters:
+  description: The number of elements of all tensors.
+  returned: success
+  type: int
+  sample: 7615616512
+context_trained:
+  description: The context the model was trained for, in tokens; null where the file does not say.
+  returned: success
+  type: int
+  sample: 131072
+size_bytes:
+  description: The size of all files; null where a server does not state it.
+  returned: success
+  type: int
+  sample: 3808391072
+files:
+  description: The files in order, C(size_bytes) null where a server does not state it.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: qwen2.5-7b-instruct-q3_k_m.gguf, size_bytes: 3808391072}]
+revision:
+  description: The commit that was read; null where the source states none.
+  returned: success
+  type: str
+  sample: bb5d59e06d9551d752d08b292a50eb208b07ab1f
+version:
+  description: The version of the GGUF format.
+  returned: success
+  type: int
+  sample: 3
+byte_order:
+  description: V(little) or V(big).
+  returned: success
+  type: str
+  sample: little
+tensors:
+  description: The number of tensors.
+  returned: success
+  type: int
+  sample: 339
+bytes_by_type:
+  description: The bytes of all tensors of each type, most first.
+  returned: success
+  type: dict
+  sample: {Q3_K: 2455199744, Q4_K: 894156800, Q6_K: 447068160, Q5_K: 5046272, F32: 1365504}
+tokenizer:
+  description: The kind of tokenizer; null where the file has none.
+  returned: success
+  type: str
+  sample: gpt2
+vocabulary:
+  description: The number of tokens; null where the file has no tokenizer.
+  returned: success
+  type: int
+  sample: 152064
+chat_template:
+  description: Whether the file has a chat template.
+  returned: success
+  type: bool
+  sample: true
+shape:
+  description:
+    - What the planner needs to know of layers, heads and tensors; null where RV(kind) is not
+      V(model), or as RV(shape_detail) says.
+  returned: success
+  type: dict
+  sample: {architecture: qwen2, context_trained: 131072, vocabulary: 152064}
+shape_detail:
+  description: Why RV(shape) is null; empty otherwise.
+  returned: success
+  type: str
+  sample: ""
+requests:
+  description: HTTP requests that it took, a redirect counted as one. 0 for a file.
+  returned: success
+  type: int
+  sample: 3
+fetched_bytes:
+  description: Bytes that were fetched. 0 for a file.
+  returned: success
+  type: int
+  sample: 16777216
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.parameters import env_fallback
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_facts import model_facts
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import (
+    read_model_file,
+    read_model_source,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import GgufError
+from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
+    DEFAULT_HF_ENDPOINT,
+    SourceError,
+    check_endpoint,
+    parse_source,
+)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path"},
+            "source": {"type": "str"},
+            "hf_endpoint": {"type": "str", "fallback": (env_fallback, ["HF_ENDPOINT"])},
+            "hf_token": {"type": "str", "no_log": True},
+            "timeout_s": {"type": "int", "default": 30},
+        },
+        mutually_exclusive=[("path", "source")],
+        required_one_of=[("path", "source")],
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        if params["path"]:
+            model = read_model_file(params["path"])
+        else:
+            model = read_model_source(
+                parse_source(params["source"]),
+                HttpClient(params["timeout_s"]),
+                check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT),
+                params["hf_token"] or None,
+            )
+    except (SourceError, GgufError, HttpError) as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{params['path'] or params['source']}: {error.strerror or error}")
+    module.exit_json(
+        changed=False,
+        requests=model.requests,
+        fetched_bytes=model.fetched_bytes,
+        **model_facts(model),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The way in and the only ways out: every expected failure is one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import arguments as command_line
+from .exit_codes import Exit, ModelctlError
+from .output import printable, tell
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of `argv` (without the program's name); the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except BrokenPipeError:
+        # Else Python would try to write the rest at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.PIPE_CLOSED
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        tell("interrupted; nothing is half in place")
+        return Exit.INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["__complete"]:
+        from .completion import answer  # noqa: PLC0415 - a key press need not load the rest
+
+        answer(words[1:])
+        return Exit.OK
+    parsed = command_line.build().parse_args(words)
+    from .failures import told_plainly  # noqa: PLC0415 - help and errors of usage come at once
+
+    try:
+        with told_plainly():
+            module = importlib.import_module(f".commands.{parsed.command}", __package__)
+            status = int(module.run(parsed))
+            sys.stdout.flush()
+            return status
+    except ModelctlError as error:
+        for line in str(error).splitlines():
+            tell(printable(line))
+        return error.code

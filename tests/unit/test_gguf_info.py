@@ -1,0 +1,184 @@
+"""Module gguf_info through a real ansible-playbook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_bytes import MemoryBytes
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_facts import model_facts
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import GgufModel, GgufShard
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import read_header
+from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape
+from ansible_collections.kloros.llm.plugins.modules import gguf_info
+
+from testbed.stand_in_hub import StandInHub
+from tests.unit.gguf_maker import U32, GgufMaker
+from tests.unit.play_runner import PlayRunner
+
+TOKEN = "hf_canary_token"
+SOURCE = "hf://acme/gated-GGUF/tiny.gguf"
+
+
+def tiny() -> GgufMaker:
+    """A llama of two layers, with everything that llama.cpp wants."""
+    maker = GgufMaker()
+    maker.string("general.architecture", "llama")
+    maker.string("general.type", "model")
+    maker.string("general.name", "Tiny Llama")
+    maker.string("general.size_label", "9K")
+    maker.number("general.file_type", U32, 7)
+    maker.number("llama.context_length", U32, 2048)
+    maker.number("llama.embedding_length", U32, 32)
+    maker.number("llama.block_count", U32, 2)
+    maker.number("llama.feed_forward_length", U32, 64)
+    maker.number("llama.attention.head_count", U32, 4)
+    maker.number("llama.attention.head_count_kv", U32, 2)
+    maker.string("tokenizer.ggml.model", "gpt2")
+    maker.strings("tokenizer.ggml.tokens", map(str, range(100)))
+    maker.string("tokenizer.chat_template", "{{ messages }}")
+    maker.tensor("token_embd.weight", (32, 100), "Q8_0")
+    for layer in range(2):
+        maker.tensor(f"blk.{layer}.attn_norm.weight", (32,))
+        maker.tensor(f"blk.{layer}.attn_q.weight", (32, 32), "Q8_0")
+        maker.tensor(f"blk.{layer}.attn_k.weight", (32, 16), "Q8_0")
+        maker.tensor(f"blk.{layer}.attn_v.weight", (32, 16), "Q8_0")
+        maker.tensor(f"blk.{layer}.attn_output.weight", (32, 32), "Q8_0")
+    maker.tensor("output_norm.weight", (32,))
+    return maker
+
+
+FACTS = {
+    "name": "Tiny Llama",
+    "kind": "model",
+    "architecture": "llama",
+    "size_label": "9K",
+    "quantisation": "Q8_0",
+    "parameters": 32 * 100 + 2 * (32 + 2 * 32 * 32 + 2 * 32 * 16) + 32,
+    "context_trained": 2048,
+    "size_bytes": len(tiny().file()),
+    "files": [{"name": "tiny.gguf", "size_bytes": len(tiny().file())}],
+    "version": 3,
+    "byte_order": "little",
+    "tensors": 12,
+    "bytes_by_type": {"Q8_0": (32 * 100 + 2 * (2 * 32 * 32 + 2 * 32 * 16)) // 32 * 34, "F32": 384},
+    "tokenizer": "gpt2",
+    "vocabulary": 100,
+    "chat_template": True,
+    "shape_detail": "",
+}
+
+
+def facts_of(maker: GgufMaker) -> dict[str, Any]:
+    header = read_header(MemoryBytes(maker.file()))
+    return model_facts(GgufModel(header, (GgufShard("/m/x.gguf", None, header),)))
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[StandInHub]:
+    folder = tmp_path / "hub" / "acme" / "gated-GGUF"
+    folder.mkdir(parents=True)
+    (folder / "tiny.gguf").write_bytes(tiny().file())
+    (folder / ".gated").touch()
+    with StandInHub(tmp_path / "hub", token=TOKEN) as running:
+        yield running
+
+
+@pytest.fixture
+def file(hub: StandInHub) -> Path:
+    return hub.store.root / "acme" / "gated-GGUF" / "tiny.gguf"
+
+
+@pytest.mark.parametrize("options", [[], ["--check", "--diff"]])
+def test_a_file_on_the_host(runner: PlayRunner, file: Path, options: list[str]) -> None:
+    played = runner.play("gguf_info", {"path": str(file)}, options=options)
+    assert (played.rc, played.result["changed"]) == (0, False), played.output
+    wanted = FACTS | {"revision": None, "requests": 0, "fetched_bytes": 0}
+    assert {name: played.result[name] for name in wanted} == wanted
+    shape = ModelShape.from_data(played.result["shape"])
+    assert shape.to_data() == played.result["shape"]
+    assert (shape.layer_count, shape.context_trained, shape.vocabulary) == (2, 2048, 100)
+    documented = yaml.safe_load(gguf_info.RETURN)
+    ansible_adds = {"changed", "failed", "ansible_facts", "warnings", "deprecations"}
+    assert set(documented) == set(played.result) - ansible_adds
+
+
+def test_a_model_on_a_hub(runner: PlayRunner, hub: StandInHub, file: Path) -> None:
+    runner.settings["HF_ENDPOINT"] = hub.url
+    played = runner.play(
+        "gguf_info", {"source": SOURCE, "hf_token": TOKEN}, options=["-vvv", "--check"]
+    )
+    assert (played.rc, played.result["changed"]) == (0, False), played.output
+    wanted = FACTS | {
+        "revision": hub.store.commit("acme/gated-GGUF"),
+        "requests": 2,
+        "fetched_bytes": file.stat().st_size,
+    }
+    assert {name: played.result[name] for name in wanted} == wanted
+    assert len(hub.requests) == 2
+    assert TOKEN not in played.output
+    assert runner.left_over() == []
+
+
+FAILURES: list[tuple[dict[str, Any], str]] = [
+    ({}, "one of the following is required: path, source"),
+    ({"path": "/m.gguf", "source": SOURCE}, "mutually exclusive"),
+    ({"path": "/nonexistent/m.gguf"}, "/nonexistent/m.gguf: No such file or directory"),
+    ({"path": "/dev"}, "/dev: not a regular file"),
+    ({"path": "/etc/passwd"}, "this is no GGUF file: it begins with b'root'"),
+    ({"source": "s3://b/m.gguf"}, "accepted: hf://OWNER/REPOSITORY"),
+    ({"source": "hf://acme/gated-GGUF/none.gguf", "hf_token": TOKEN}, "check owner, repository"),
+    ({"source": SOURCE}, "give a read token"),
+    ({"source": SOURCE, "hf_endpoint": "mirror"}, "is not a base URL"),
+]
+
+
+def test_failures_say_what_to_do(runner: PlayRunner, hub: StandInHub) -> None:
+    runner.settings["HF_ENDPOINT"] = hub.url
+    args = [args for args, _ in FAILURES]
+    played = runner.play("gguf_info", *args, options=["-v"], ignore_errors=True)
+    for result, (_, message) in zip(played.results, FAILURES, strict=True):
+        assert result["failed"]
+        assert message in result["msg"]
+        assert "Traceback" not in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda m: m.string("general.architecture", "clip"), "projector"),
+        (lambda m: m.string("general.type", "mmproj"), "projector"),
+        (lambda m: m.string("general.type", "adapter"), "adapter"),
+        (lambda m: m.string("adapter.type", "lora"), "adapter"),
+        (lambda m: m.string("general.type", "imatrix"), "imatrix"),
+        (lambda m: m.string("general.type", "vocoder"), "other"),
+    ],
+)
+def test_what_is_no_language_model_has_no_shape(
+    change: Callable[[GgufMaker], None], kind: str
+) -> None:
+    maker = GgufMaker()
+    change(maker)
+    facts = facts_of(maker)
+    assert (facts["kind"], facts["shape"]) == (kind, None)
+    assert facts["shape_detail"] == f"a file of kind '{kind}' is no language model"
+
+
+def test_a_header_that_says_nothing() -> None:
+    maker = GgufMaker()
+    maker.number("general.name", U32, 7)
+    maker.tensor("t", (32, 4), "Q5_0")
+    maker.tensor("norm", (4,))
+    facts = facts_of(maker)
+    assert facts["kind"] == "model"
+    assert facts["quantisation"] == "Q5_0"
+    assert facts["shape"] is None
+    assert "general.architecture" in facts["shape_detail"]
+    silent = ("name", "architecture", "size_label", "context_trained", "tokenizer", "vocabulary")
+    assert all(facts[name] is None for name in silent)
+    assert facts["files"] == [{"name": "x.gguf", "size_bytes": None}]
+    assert facts["size_bytes"] is None
+    assert facts["chat_template"] is False
