@@ -9,6 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kloros.llm.plugins.module_utils import (
+    audit_text,
     cuda_build_plan,
     cuda_code,
     cuda_redist,
@@ -20,6 +21,7 @@ from ansible_collections.kloros.llm.plugins.module_utils import (
     plan_text,
     release,
     systemd_env,
+    vram_text,
 )
 
 _REMOVED = {"llama_cpp_cuda_compiler": "name the toolkit's folder in llama_cpp_cuda_toolkit"}
@@ -108,11 +110,17 @@ def cuda_redist_archives(manifest: str, architecture: str) -> list[cuda_redist.A
         raise AnsibleFilterError(f"cuda_redist_archives: {problem}") from problem
 
 
+def memory_table(memory: Mapping[str, Any]) -> list[str]:
+    """What the instances take, and where the server said otherwise than the formulas."""
+    return [*vram_text.instance_lines(memory), *plan_text.differences(memory["differences"])]
+
+
 class FilterModule:
     """The filters, by the names that templates use."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "audit_report": audit_text.audit_report,
             "cmake_definitions": release.definitions,
             "cuda_build_plan": cuda_plan_for_gpus,
             "cuda_package_problems": cuda_code.package_problems,
@@ -125,6 +133,8 @@ class FilterModule:
             "llama_help_findings": llama_help_findings,
             "llama_packages": plan.packages,
             "llama_release": release.describe,
+            "memory_table": memory_table,
+            "models_to_fetch": plan.models_to_fetch,
             "models_to_read": plan.models_to_read,
             "outdated_releases": release.outdated,
             "plan_dry_runs": plan_memory.known_dry_runs,

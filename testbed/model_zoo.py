@@ -109,8 +109,16 @@ def _model(
 
 
 def _attention(
-    model: _Model, block: str, width: int, heads: int, kv_heads: int, length: int,
-    *, bias: bool = False, norms: bool = False, fused: bool = False,
+    model: _Model,
+    block: str,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    *,
+    bias: bool = False,
+    norms: bool = False,
+    fused: bool = False,
 ) -> None:
     model.vector(f"{block}.attn_norm", width)
     if fused:
@@ -166,9 +174,17 @@ def _dense(
     if length:
         parameters |= {"attention__key_length": length, "attention__value_length": length}
     model = _model(
-        architecture, layers=layers, width=width, vocabulary=vocabulary, context=context,
-        tied=tied, quantise=quantise, feed_forward_length=feed_forward,
-        attention__head_count=heads, attention__head_count_kv=kv_heads, **parameters,
+        architecture,
+        layers=layers,
+        width=width,
+        vocabulary=vocabulary,
+        context=context,
+        tied=tied,
+        quantise=quantise,
+        feed_forward_length=feed_forward,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+        **parameters,
     )
     if rope_freqs:
         model.vector("rope_freqs", size // 2)
@@ -180,14 +196,33 @@ def _dense(
 
 
 def _gemma(
-    architecture: str, *, layers: int, width: int, heads: int, kv_heads: int, feed_forward: int,
-    vocabulary: int, context: int, window: int, norms: bool,
+    architecture: str,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    feed_forward: int,
+    vocabulary: int,
+    context: int,
+    window: int,
+    norms: bool,
     quantise: Callable[[str, int], str] = _q4_k_m,
 ) -> _Model:
     model = _dense(
-        architecture, layers=layers, width=width, heads=heads, kv_heads=kv_heads, length=256,
-        feed_forward=feed_forward, vocabulary=vocabulary, context=context, tied=True,
-        norms=norms, quantise=quantise, attention__sliding_window=window,
+        architecture,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        length=256,
+        feed_forward=feed_forward,
+        vocabulary=vocabulary,
+        context=context,
+        tied=True,
+        norms=norms,
+        quantise=quantise,
+        attention__sliding_window=window,
     )
     for index in range(layers):
         model.vector(f"blk.{index}.post_attention_norm", width)
@@ -197,10 +232,19 @@ def _gemma(
 
 def _qwen3moe() -> _Model:
     model = _model(
-        "qwen3moe", layers=48, width=2048, vocabulary=151936, context=40960,
-        feed_forward_length=6144, attention__head_count=32, attention__head_count_kv=4,
-        attention__key_length=128, attention__value_length=128, expert_count=128,
-        expert_used_count=8, expert_feed_forward_length=768,
+        "qwen3moe",
+        layers=48,
+        width=2048,
+        vocabulary=151936,
+        context=40960,
+        feed_forward_length=6144,
+        attention__head_count=32,
+        attention__head_count_kv=4,
+        attention__key_length=128,
+        attention__value_length=128,
+        expert_count=128,
+        expert_used_count=8,
+        expert_feed_forward_length=768,
     )
     for index in range(48):
         block = f"blk.{index}"
@@ -212,9 +256,16 @@ def _qwen3moe() -> _Model:
 
 def _mixtral() -> _Model:
     model = _model(
-        "llama", layers=32, width=4096, vocabulary=32000, context=32768,
-        feed_forward_length=14336, attention__head_count=32, attention__head_count_kv=8,
-        expert_count=8, expert_used_count=2,
+        "llama",
+        layers=32,
+        width=4096,
+        vocabulary=32000,
+        context=32768,
+        feed_forward_length=14336,
+        attention__head_count=32,
+        attention__head_count_kv=8,
+        expert_count=8,
+        expert_used_count=2,
     )
     for index in range(32):
         block = f"blk.{index}"
@@ -227,9 +278,19 @@ def _mixtral() -> _Model:
 def _gemma3n() -> _Model:
     layers, width, hidden, vocabulary, narrow, altup = 35, 2048, 16384, 262144, 256, 4
     model = _dense(
-        "gemma3n", layers=layers, width=width, heads=8, kv_heads=2, length=256,
-        feed_forward=hidden, vocabulary=vocabulary, context=32768, tied=True, norms=True,
-        quantise=_q8_0, attention__sliding_window=512,
+        "gemma3n",
+        layers=layers,
+        width=width,
+        heads=8,
+        kv_heads=2,
+        length=256,
+        feed_forward=hidden,
+        vocabulary=vocabulary,
+        context=32768,
+        tied=True,
+        norms=True,
+        quantise=_q8_0,
+        attention__sliding_window=512,
         attention__sliding_window_pattern=[index % 5 != 4 for index in range(layers)],
         embedding_length_per_layer_input=narrow,
     )
@@ -254,13 +315,17 @@ def _gemma3n() -> _Model:
     return model
 
 
-def _phi3(
-    *, layers: int, width: int, heads: int, kv_heads: int, feed_forward: int
-) -> _Model:
+def _phi3(*, layers: int, width: int, heads: int, kv_heads: int, feed_forward: int) -> _Model:
     model = _model(
-        "phi3", layers=layers, width=width, vocabulary=32064, context=4096,
-        feed_forward_length=feed_forward, attention__head_count=heads,
-        attention__head_count_kv=kv_heads, attention__sliding_window=2047,
+        "phi3",
+        layers=layers,
+        width=width,
+        vocabulary=32064,
+        context=4096,
+        feed_forward_length=feed_forward,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+        attention__sliding_window=2047,
         rope__dimension_count=width // heads,
     )
     for index in range(layers):
@@ -275,13 +340,26 @@ def _phi3(
 def _deepseek2_lite() -> _Model:
     layers, width, heads, latent, turned, straight, value = 27, 2048, 16, 512, 64, 128, 128
     model = _model(
-        "deepseek2", layers=layers, width=width, vocabulary=102400, context=163840,
-        feed_forward_length=10944, attention__head_count=heads, attention__head_count_kv=1,
-        attention__key_length=latent + turned, attention__value_length=latent,
-        attention__key_length_mla=straight + turned, attention__value_length_mla=value,
-        attention__kv_lora_rank=latent, rope__dimension_count=turned, leading_dense_block_count=1,
-        expert_count=64, expert_used_count=6, expert_feed_forward_length=1408,
-        expert_shared_count=2, expert_weights_scale=1.0,
+        "deepseek2",
+        layers=layers,
+        width=width,
+        vocabulary=102400,
+        context=163840,
+        feed_forward_length=10944,
+        attention__head_count=heads,
+        attention__head_count_kv=1,
+        attention__key_length=latent + turned,
+        attention__value_length=latent,
+        attention__key_length_mla=straight + turned,
+        attention__value_length_mla=value,
+        attention__kv_lora_rank=latent,
+        rope__dimension_count=turned,
+        leading_dense_block_count=1,
+        expert_count=64,
+        expert_used_count=6,
+        expert_feed_forward_length=1408,
+        expert_shared_count=2,
+        expert_weights_scale=1.0,
     )
     for index in range(layers):
         block = f"blk.{index}"
@@ -304,9 +382,18 @@ def _deepseek2_lite() -> _Model:
 def _mamba(*, layers: int, width: int, rank: int, quantise: Callable[[str, int], str]) -> _Model:
     inner, state, conv = 2 * width, 16, 4
     model = _model(
-        "mamba", layers=layers, width=width, vocabulary=50280, context=1048576, tied=True,
-        quantise=quantise, feed_forward_length=0, attention__head_count=0,
-        ssm__conv_kernel=conv, ssm__inner_size=inner, ssm__state_size=state,
+        "mamba",
+        layers=layers,
+        width=width,
+        vocabulary=50280,
+        context=1048576,
+        tied=True,
+        quantise=quantise,
+        feed_forward_length=0,
+        attention__head_count=0,
+        ssm__conv_kernel=conv,
+        ssm__inner_size=inner,
+        ssm__state_size=state,
         ssm__time_step_rank=rank,
     )
     for index in range(layers):
@@ -340,26 +427,44 @@ def _mamba2_block(
 def _mamba2() -> _Model:
     layers, width, inner, state, heads = 48, 1024, 2048, 128, 32
     model = _model(
-        "mamba2", layers=layers, width=width, vocabulary=50288, context=1048576, tied=True,
-        quantise=_f16, feed_forward_length=0, attention__head_count=0, ssm__conv_kernel=4,
-        ssm__inner_size=inner, ssm__state_size=state, ssm__time_step_rank=heads,
+        "mamba2",
+        layers=layers,
+        width=width,
+        vocabulary=50288,
+        context=1048576,
+        tied=True,
+        quantise=_f16,
+        feed_forward_length=0,
+        attention__head_count=0,
+        ssm__conv_kernel=4,
+        ssm__inner_size=inner,
+        ssm__state_size=state,
+        ssm__time_step_rank=heads,
         ssm__group_count=1,
     )
     for index in range(layers):
         model.vector(f"blk.{index}.attn_norm", width)
-        _mamba2_block(
-            model, f"blk.{index}", width=width, inner=inner, state=state, heads=heads
-        )
+        _mamba2_block(model, f"blk.{index}", width=width, inner=inner, state=state, heads=heads)
     return model
 
 
 def _falcon_h1() -> _Model:
     layers, width, inner, state, heads = 24, 2048, 3072, 256, 48
     model = _model(
-        "falcon-h1", layers=layers, width=width, vocabulary=65537, context=131072,
-        feed_forward_length=4096, attention__head_count=8, attention__head_count_kv=2,
-        attention__key_length=128, attention__value_length=128, ssm__conv_kernel=4,
-        ssm__inner_size=inner, ssm__state_size=state, ssm__time_step_rank=heads,
+        "falcon-h1",
+        layers=layers,
+        width=width,
+        vocabulary=65537,
+        context=131072,
+        feed_forward_length=4096,
+        attention__head_count=8,
+        attention__head_count_kv=2,
+        attention__key_length=128,
+        attention__value_length=128,
+        ssm__conv_kernel=4,
+        ssm__inner_size=inner,
+        ssm__state_size=state,
+        ssm__time_step_rank=heads,
         ssm__group_count=1,
     )
     for index in range(layers):
@@ -375,8 +480,14 @@ def _lfm2() -> _Model:
     layers, width, length = 16, 2048, 64
     attention = {2, 5, 8, 10, 12, 14}
     model = _model(
-        "lfm2", layers=layers, width=width, vocabulary=65536, context=128000, output=False,
-        feed_forward_length=8192, attention__head_count=32,
+        "lfm2",
+        layers=layers,
+        width=width,
+        vocabulary=65536,
+        context=128000,
+        output=False,
+        feed_forward_length=8192,
+        attention__head_count=32,
         attention__head_count_kv=[8 if index in attention else 0 for index in range(layers)],
         shortconv__l_cache=3,
     )
@@ -398,13 +509,28 @@ def _granite_hybrid() -> _Model:
     layers, width, inner, state, heads = 40, 1536, 3072, 128, 48
     attention = {5, 15, 25, 35}
     model = _model(
-        "granitehybrid", layers=layers, width=width, vocabulary=100352, context=131072, tied=True,
-        feed_forward_length=512, attention__head_count=12,
+        "granitehybrid",
+        layers=layers,
+        width=width,
+        vocabulary=100352,
+        context=131072,
+        tied=True,
+        feed_forward_length=512,
+        attention__head_count=12,
         attention__head_count_kv=[4 if index in attention else 0 for index in range(layers)],
-        ssm__conv_kernel=4, ssm__inner_size=inner, ssm__state_size=state,
-        ssm__time_step_rank=heads, ssm__group_count=1, expert_count=64, expert_used_count=6,
-        expert_shared_feed_forward_length=1024, logit_scale=6.0, residual_scale=0.22,
-        embedding_scale=12.0, attention__scale=0.0078125, rope__dimension_count=128,
+        ssm__conv_kernel=4,
+        ssm__inner_size=inner,
+        ssm__state_size=state,
+        ssm__time_step_rank=heads,
+        ssm__group_count=1,
+        expert_count=64,
+        expert_used_count=6,
+        expert_shared_feed_forward_length=1024,
+        logit_scale=6.0,
+        residual_scale=0.22,
+        embedding_scale=12.0,
+        attention__scale=0.0078125,
+        rope__dimension_count=128,
         rope__scaling__finetuned=False,
     )
     for index in range(layers):
@@ -423,10 +549,21 @@ def _granite_hybrid() -> _Model:
 def _gpt_oss() -> _Model:
     layers, width, heads, kv_heads, experts = 24, 2880, 64, 8, 32
     model = _model(
-        "gpt-oss", layers=layers, width=width, vocabulary=201088, context=131072, quantise=_mxfp4,
-        attention__head_count=heads, attention__head_count_kv=kv_heads, attention__key_length=64,
-        attention__value_length=64, attention__sliding_window=128, rope__dimension_count=64,
-        expert_count=experts, expert_used_count=4, expert_feed_forward_length=2880,
+        "gpt-oss",
+        layers=layers,
+        width=width,
+        vocabulary=201088,
+        context=131072,
+        quantise=_mxfp4,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+        attention__key_length=64,
+        attention__value_length=64,
+        attention__sliding_window=128,
+        rope__dimension_count=64,
+        expert_count=experts,
+        expert_used_count=4,
+        expert_feed_forward_length=2880,
     )
     for index in range(layers):
         block = f"blk.{index}"
@@ -442,13 +579,29 @@ def _gpt_oss() -> _Model:
 
 
 def _cohere(
-    architecture: str, *, layers: int, width: int, heads: int, kv_heads: int, feed_forward: int,
-    context: int, **parameters: Scalar | list[Scalar],
+    architecture: str,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    feed_forward: int,
+    context: int,
+    **parameters: Scalar | list[Scalar],
 ) -> _Model:
     model = _model(
-        architecture, layers=layers, width=width, vocabulary=256000, context=context, tied=True,
-        rms=False, feed_forward_length=feed_forward, attention__head_count=heads,
-        attention__head_count_kv=kv_heads, logit_scale=0.0625, **parameters,
+        architecture,
+        layers=layers,
+        width=width,
+        vocabulary=256000,
+        context=context,
+        tied=True,
+        rms=False,
+        feed_forward_length=feed_forward,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+        logit_scale=0.0625,
+        **parameters,
     )
     for index in range(layers):
         block = f"blk.{index}"
@@ -460,9 +613,18 @@ def _cohere(
 def _nomic_bert() -> _Model:
     layers, width = 12, 768
     model = _model(
-        "nomic-bert", layers=layers, width=width, vocabulary=30522, context=2048, rms=False,
-        output=False, quantise=_f16, feed_forward_length=3072, attention__head_count=12,
-        attention__causal=False, pooling_type=1,
+        "nomic-bert",
+        layers=layers,
+        width=width,
+        vocabulary=30522,
+        context=2048,
+        rms=False,
+        output=False,
+        quantise=_f16,
+        feed_forward_length=3072,
+        attention__head_count=12,
+        attention__causal=False,
+        pooling_type=1,
     )
     model.metadata["tokenizer.ggml.token_type_count"] = 2
     model.vector("token_types", width, 2)
@@ -481,52 +643,128 @@ def _nomic_bert() -> _Model:
 
 _ZOO: dict[str, Callable[[], _Model]] = {
     "llama-3.1-8b": lambda: _dense(
-        "llama", layers=32, width=4096, heads=32, kv_heads=8, feed_forward=14336,
-        vocabulary=128256, context=131072, rope_freqs=True,
+        "llama",
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        feed_forward=14336,
+        vocabulary=128256,
+        context=131072,
+        rope_freqs=True,
     ),
     "smollm2-135m": lambda: _dense(
-        "llama", layers=30, width=576, heads=9, kv_heads=3, feed_forward=1536,
-        vocabulary=49152, context=8192, tied=True, quantise=_q8_0,
+        "llama",
+        layers=30,
+        width=576,
+        heads=9,
+        kv_heads=3,
+        feed_forward=1536,
+        vocabulary=49152,
+        context=8192,
+        tied=True,
+        quantise=_q8_0,
     ),
     "mixtral-8x7b": _mixtral,
     "qwen2.5-0.5b": lambda: _dense(
-        "qwen2", layers=24, width=896, heads=14, kv_heads=2, feed_forward=4864,
-        vocabulary=151936, context=32768, tied=True, bias=True,
+        "qwen2",
+        layers=24,
+        width=896,
+        heads=14,
+        kv_heads=2,
+        feed_forward=4864,
+        vocabulary=151936,
+        context=32768,
+        tied=True,
+        bias=True,
     ),
     "qwen2.5-7b": lambda: _dense(
-        "qwen2", layers=28, width=3584, heads=28, kv_heads=4, feed_forward=18944,
-        vocabulary=152064, context=32768, bias=True,
+        "qwen2",
+        layers=28,
+        width=3584,
+        heads=28,
+        kv_heads=4,
+        feed_forward=18944,
+        vocabulary=152064,
+        context=32768,
+        bias=True,
     ),
     "qwen2.5-32b": lambda: _dense(
-        "qwen2", layers=64, width=5120, heads=40, kv_heads=8, feed_forward=27648,
-        vocabulary=152064, context=32768, bias=True,
+        "qwen2",
+        layers=64,
+        width=5120,
+        heads=40,
+        kv_heads=8,
+        feed_forward=27648,
+        vocabulary=152064,
+        context=32768,
+        bias=True,
     ),
     "qwen3-8b": lambda: _dense(
-        "qwen3", layers=36, width=4096, heads=32, kv_heads=8, length=128, feed_forward=12288,
-        vocabulary=151936, context=40960, norms=True,
+        "qwen3",
+        layers=36,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        length=128,
+        feed_forward=12288,
+        vocabulary=151936,
+        context=40960,
+        norms=True,
     ),
     "qwen3-30b-a3b": _qwen3moe,
     "gemma2-9b": lambda: _gemma(
-        "gemma2", layers=42, width=3584, heads=16, kv_heads=8, feed_forward=14336,
-        vocabulary=256000, context=8192, window=4096, norms=False,
+        "gemma2",
+        layers=42,
+        width=3584,
+        heads=16,
+        kv_heads=8,
+        feed_forward=14336,
+        vocabulary=256000,
+        context=8192,
+        window=4096,
+        norms=False,
     ),
     "gemma3-270m": lambda: _gemma(
-        "gemma3", layers=18, width=640, heads=4, kv_heads=1, feed_forward=2048,
-        vocabulary=262144, context=32768, window=512, norms=True, quantise=_q8_0,
+        "gemma3",
+        layers=18,
+        width=640,
+        heads=4,
+        kv_heads=1,
+        feed_forward=2048,
+        vocabulary=262144,
+        context=32768,
+        window=512,
+        norms=True,
+        quantise=_q8_0,
     ),
     "gemma3-4b": lambda: _gemma(
-        "gemma3", layers=34, width=2560, heads=8, kv_heads=4, feed_forward=10240,
-        vocabulary=262144, context=131072, window=1024, norms=True,
+        "gemma3",
+        layers=34,
+        width=2560,
+        heads=8,
+        kv_heads=4,
+        feed_forward=10240,
+        vocabulary=262144,
+        context=131072,
+        window=1024,
+        norms=True,
     ),
     "gemma3-12b": lambda: _gemma(
-        "gemma3", layers=48, width=3840, heads=16, kv_heads=8, feed_forward=15360,
-        vocabulary=262144, context=131072, window=1024, norms=True,
+        "gemma3",
+        layers=48,
+        width=3840,
+        heads=16,
+        kv_heads=8,
+        feed_forward=15360,
+        vocabulary=262144,
+        context=131072,
+        window=1024,
+        norms=True,
     ),
     "gemma3n-e4b": _gemma3n,
     "phi3-mini": lambda: _phi3(layers=32, width=3072, heads=32, kv_heads=32, feed_forward=8192),
-    "phi3-medium": lambda: _phi3(
-        layers=40, width=5120, heads=40, kv_heads=10, feed_forward=17920
-    ),
+    "phi3-medium": lambda: _phi3(layers=40, width=5120, heads=40, kv_heads=10, feed_forward=17920),
     "deepseek-v2-lite": _deepseek2_lite,
     "mamba-130m": lambda: _mamba(layers=24, width=768, rank=48, quantise=_f16),
     "mamba-2.8b": lambda: _mamba(layers=64, width=2560, rank=160, quantise=_q4_k_m),
@@ -536,13 +774,26 @@ _ZOO: dict[str, Callable[[], _Model]] = {
     "granite-4.0-h-tiny": _granite_hybrid,
     "gpt-oss-20b": _gpt_oss,
     "command-r-35b": lambda: _cohere(
-        "command-r", layers=40, width=8192, heads=64, kv_heads=64, feed_forward=22528,
+        "command-r",
+        layers=40,
+        width=8192,
+        heads=64,
+        kv_heads=64,
+        feed_forward=22528,
         context=131072,
     ),
     "command-r7b": lambda: _cohere(
-        "cohere2", layers=32, width=4096, heads=32, kv_heads=8, feed_forward=14336,
-        context=132096, attention__sliding_window=4096, rope__dimension_count=128,
-        attention__key_length=128, attention__value_length=128,
+        "cohere2",
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        feed_forward=14336,
+        context=132096,
+        attention__sliding_window=4096,
+        rope__dimension_count=128,
+        attention__key_length=128,
+        attention__value_length=128,
     ),
     "nomic-embed-1.5": _nomic_bert,
 }

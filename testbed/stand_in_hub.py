@@ -24,6 +24,7 @@ import json
 import os
 import re
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -89,6 +90,8 @@ class RequestRecord:
     range: str | None
     authorization: bool
     status: int
+    client_port: int = 0
+    """The same for requests over one connection."""
 
 
 @dataclass(frozen=True)
@@ -461,6 +464,7 @@ class _Handler(BaseHTTPRequestHandler):
                 headers.get("Range"),
                 "Authorization" in headers,
                 code,
+                self.client_address[1],
             )
         )
         super().send_response(code, message)
@@ -503,6 +507,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = self.hub.take_cut(stop - start)
         corrupt_at = faults.corrupt_at if file.in_lfs else None
         end = stop if cut is None else start + cut
+        if faults.bytes_per_s:
+            # A slow line holds little; so what counts as served has nearly arrived.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         with file.path.open("rb") as stream:
             for at, count in _paced(start, end, faults.bytes_per_s):
                 self._send_piece(stream, at, count, corrupt_at)

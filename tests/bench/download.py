@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import http.client
 import json
 import os
 import platform
@@ -18,10 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = "acme/bench-GGUF"
 MIB = 1 << 20
@@ -31,7 +33,6 @@ SHAPED_MIB = 512
 UNSHAPED_MIB = 2048
 MEMORY_MIB = (256, 2048, 8192)
 ROOT = Path(__file__).parents[2]
-UTILS = "ansible_collections.kloros.llm.plugins.module_utils"
 
 
 @dataclass(frozen=True)
@@ -64,55 +65,31 @@ class Hub:
         )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
+        self._host = self.url.removeprefix("http://")
 
     def shape(self, **faults: float | None) -> None:
         """Set latency, bandwidth and the like (testbed.stand_in_hub.Faults)."""
         for method, body in (("DELETE", b""), ("PATCH", json.dumps(faults).encode())):
-            request = urllib.request.Request(
-                f"{self.url}/_stand_in/faults", data=body, method=method
-            )
-            urllib.request.urlopen(request).close()
+            self._ask(method, "/_stand_in/faults", body)
 
     def address(self, name: str) -> str:
         return f"{self.url}/{REPOSITORY}/resolve/main/{name}"
 
     def warm_up(self, name: str) -> str:
         """Have the file's sha256 computed and its bytes in the page cache; the sha256."""
-        entries = json.load(urllib.request.urlopen(f"{self.url}/api/models/{REPOSITORY}/tree/main"))
+        entries = self._ask("GET", f"/api/models/{REPOSITORY}/tree/main")
         return str(next(entry["lfs"]["oid"] for entry in entries if entry["path"] == name))
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        there = http.client.HTTPConnection(self._host)
+        there.request(method, path, body)
+        answer = json.load(there.getresponse())
+        there.close()
+        return answer
 
     def close(self) -> None:
         self._process.terminate()
         self._process.wait()
-
-
-def fetch(url: str, target: Path, size_bytes: int, sha256: str) -> dict[str, float]:
-    """What kloros-llm does for one file, in this process; its time and memory."""
-    from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient
-    from ansible_collections.kloros.llm.plugins.module_utils.model_transfer import (
-        Download,
-        transfer,
-    )
-    from ansible_collections.kloros.llm.plugins.module_utils.progress import ProgressFile
-
-    bare_kib = _status_kib("VmHWM")
-    began = time.monotonic()
-    download = Download("bench", url, url, size_bytes, sha256, target)
-    received = transfer(
-        HttpClient(), ProgressFile(None, "", "bytes"), download, lambda _missing: None
-    )
-    if received.sha256 != sha256:
-        raise SystemExit(f"wrong bytes came: {received.sha256} instead of {sha256}")
-    return {
-        "seconds": time.monotonic() - began,
-        "bare_mib": bare_kib / 1024,
-        "peak_mib": _status_kib("VmHWM") / 1024,
-    }
-
-
-def _status_kib(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def programs(hub: Hub, sizes: Mapping[str, int], digests: Mapping[str, str]) -> list[Program]:
@@ -122,19 +99,15 @@ def programs(hub: Hub, sizes: Mapping[str, int], digests: Mapping[str, str]) -> 
         return [
             sys.executable,
             "-m",
-            "tests.bench.download",
-            "--fetch",
+            "tests.bench.fetch_one",
             hub.address(name),
-            "--into",
             str(folder / name),
-            "--size",
             str(sizes[name]),
-            "--sha256",
             digests[name],
         ]
 
     def aria2(name: str, folder: Path) -> list[str]:
-        command = "aria2c -x16 -s16 --file-allocation=falloc --quiet=true".split()
+        command = ["aria2c", "-x16", "-s16", "--file-allocation=falloc", "--quiet=true"]
         return [*command, f"--dir={folder}", f"--out={name}", hub.address(name)]
 
     def curl(name: str, folder: Path) -> list[str]:
@@ -175,32 +148,35 @@ def run(program: Program, name: str, size_bytes: int, scratch: Path) -> tuple[fl
         return seconds, ran.stdout
 
 
-def compare(
-    title: str,
-    entrants: list[Program],
-    goals: list[Goal],
-    name: str,
-    size_bytes: int,
-    rounds: int,
-    scratch: Path,
-) -> bool:
+@dataclass(frozen=True)
+class Race:
+    """All programs get one file, in turns."""
+
+    title: str
+    goals: list[Goal]
+    file: str
+    size_bytes: int
+    rounds: int
+
+
+def compare(race: Race, entrants: list[Program], scratch: Path) -> bool:
     """Print one table; whether all goals are met."""
     seconds: dict[str, list[float]] = {program.name: [] for program in entrants}
     inside: list[float] = []
-    for _ in range(rounds):
+    for _ in range(race.rounds):
         for program in entrants:
-            taken, said = run(program, name, size_bytes, scratch)
+            taken, said = run(program, race.file, race.size_bytes, scratch)
             seconds[program.name].append(taken)
             if program is entrants[0]:
                 inside.append(json.loads(said)["seconds"])
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     ours = medians[entrants[0].name]
-    print(f"\n### {title}\n")
+    print(f"\n### {race.title}\n")
     print("| program | median s | min to max s | MB/s | ours / its rate | goal |")
     print("|---|--:|--:|--:|--:|---|")
     met = True
     for key, median in medians.items():
-        goal = next((goal for goal in goals if goal.program == key), None)
+        goal = next((goal for goal in race.goals if goal.program == key), None)
         ratio = median / ours
         verdict = ""
         if goal is not None:
@@ -208,7 +184,7 @@ def compare(
             met = met and is_met
             verdict = f">= {goal.ratio:.2f} {'met' if is_met else 'MISSED'}"
         spread = f"{min(seconds[key]):.2f} to {max(seconds[key]):.2f}"
-        rate = size_bytes / median / 1e6
+        rate = race.size_bytes / median / 1e6
         print(f"| {key} | {median:.2f} | {spread} | {rate:.0f} | {ratio:.2f} | {verdict} |")
     print(
         f"\nInside kloros-llm's process the transfer itself took "
@@ -240,8 +216,6 @@ def memory(hub: Hub, ours: Program, sizes: Mapping[str, int], scratch: Path) -> 
 
 def hashing_rate() -> float:
     """sha256 of one core, in bytes a second: no download that is hashed can be faster."""
-    import hashlib
-
     block, digest = bytes(MIB), hashlib.sha256()
     began = time.monotonic()
     for _ in range(1024):
@@ -302,31 +276,29 @@ def bench(rounds: int, parts: str) -> bool:
         try:
             digests = {name: hub.warm_up(name) for name in sizes}
             entrants = programs(hub, sizes, digests)
-            describe(entrants, "FILE")
+            describe(entrants, "shaped.gguf")
             met = True
             if "a" in parts:
                 hub.shape(latency_s=LATENCY_S, bytes_per_s=CONNECTION_BYTES_PER_S)
-                met &= compare(
+                shaped = Race(
                     f"(a) Shaped: {LATENCY_S * 1000:.0f} ms latency, "
                     f"{CONNECTION_BYTES_PER_S / 1e6:.0f} MB/s a connection, {SHAPED_MIB} MiB",
-                    entrants,
                     [Goal("aria2c -x16 -s16", 0.95), Goal("hf download", 1), Goal("curl", 1)],
                     "shaped.gguf",
                     sizes["shaped.gguf"],
                     rounds,
-                    fast,
                 )
+                met &= compare(shaped, entrants, fast)
             if "b" in parts:
                 hub.shape()
-                met &= compare(
+                unshaped = Race(
                     f"(b) Unshaped: loopback, {UNSHAPED_MIB} MiB, into memory (tmpfs)",
-                    entrants,
                     [Goal("curl", 0.9)],
                     "unshaped.gguf",
                     sizes["unshaped.gguf"],
                     rounds,
-                    fast,
                 )
+                met &= compare(unshaped, entrants, fast)
             if "c" in parts:
                 met &= memory(hub, entrants[0], sizes, disk)
         finally:
@@ -339,14 +311,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", default="abc", help="which tables: letters of abc")
-    parser.add_argument("--fetch", help="only get this address, and print time and memory")
-    parser.add_argument("--into", type=Path)
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--sha256")
     given = parser.parse_args()
-    if given.fetch:
-        print(json.dumps(fetch(given.fetch, given.into, given.size, given.sha256)))
-        return 0
     return 0 if bench(given.rounds, given.parts) else 1
 
 

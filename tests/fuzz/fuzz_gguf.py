@@ -172,7 +172,7 @@ def fattest() -> bytes:
     """As much as the limits let through of everything that is held."""
     maker = GgufMaker()
     limits = Limits()
-    for number in range(7):
+    for number in range(40):
         maker.string(f"text.{number}", ("🦙" + "\0" * 64) * (limits.string_bytes // 68))
     for number in range(limits.values // limits.array_values):
         maker.numbers(f"values.{number}", I32, range(10**6, 10**6 + limits.array_values))

@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import Limits
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_header import SkippedArray
+from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import (
+    GgufError,
+    Limits,
+    read_header,
+)
 
 from tests.fuzz import fuzz_gguf
+from tests.unit.gguf_maker import ARRAY, STRING, GgufMaker
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +59,22 @@ def test_the_fattest_header_stays_within_256_mib(tmp_path: Path, name: str, tens
     counts, memory_mib = done.stdout.splitlines()
     assert counts.split()[1] == str(tensors)
     assert int(memory_mib) <= fuzz_gguf.MEMORY_MIB
+
+
+def test_what_the_limit_lets_through_is_read_once() -> None:
+    strings = 2**23 - 1000
+    maker = GgufMaker()
+    maker.key("empty", ARRAY, maker.pack("IQ", STRING, strings))
+    source = fuzz_gguf.FuzzBytes(maker.header(), 2**40, b"\0")
+    assert read_header(source).metadata == {"empty": SkippedArray("str", strings)}
+    chunks = Limits().header_bytes // fuzz_gguf.READ_AT_ONCE_BYTES
+    assert source.read_bytes <= Limits().header_bytes + 8 * chunks  # a length on the edge, twice
+    maker = GgufMaker()
+    maker.key("empty", ARRAY, maker.pack("IQ", STRING, 2**23))
+    source = fuzz_gguf.FuzzBytes(maker.header(), 2**40, b"\0")
+    with pytest.raises(GgufError, match="8388608 strings, but only"):
+        read_header(source)
+    assert source.read_bytes <= fuzz_gguf.READ_AT_ONCE_BYTES
 
 
 def test_a_finding_is_told_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,6 @@ def wishes() -> dict[str, Any]:
             "dir": defaults["gguf_models_dir"],
             "owner": defaults["gguf_models_owner"],
             "hf_endpoint": defaults["gguf_models_hf_endpoint"],
-            "timeout_s": defaults["gguf_models_timeout_s"],
             "models": {"tiny:1b": {"source": "hf://someone/tiny/tiny.gguf"}},
         },
         "llama_instances": {

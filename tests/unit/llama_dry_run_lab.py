@@ -1,4 +1,4 @@
-"""A folder that every user may enter, with stand-ins of llama.cpp's programs and recorded answers."""
+"""A folder that every user may enter: stand-ins of llama.cpp's programs, recorded answers."""
 
 from __future__ import annotations
 

@@ -103,7 +103,9 @@ def test_a_file_on_the_host(runner: PlayRunner, file: Path, options: list[str]) 
     assert (shape.layer_count, shape.context_trained, shape.vocabulary) == (2, 2048, 100)
     documented = yaml.safe_load(gguf_info.RETURN)
     ansible_adds = {"changed", "failed", "ansible_facts", "warnings", "deprecations"}
-    assert set(documented) == set(played.result) - ansible_adds
+    assert set(documented) - {"problem"} == set(played.result) - ansible_adds
+    assert played.result["on_host"] is True
+    assert played.result["data_bytes"] == sum(played.result["bytes_by_type"].values())
 
 
 def test_a_model_on_a_hub(runner: PlayRunner, hub: StandInHub, file: Path) -> None:
@@ -125,7 +127,6 @@ def test_a_model_on_a_hub(runner: PlayRunner, hub: StandInHub, file: Path) -> No
 
 FAILURES: list[tuple[dict[str, Any], str]] = [
     ({}, "one of the following is required: path, source"),
-    ({"path": "/m.gguf", "source": SOURCE}, "mutually exclusive"),
     ({"path": "/nonexistent/m.gguf"}, "/nonexistent/m.gguf: No such file or directory"),
     ({"path": "/dev"}, "/dev: not a regular file"),
     ({"path": "/etc/passwd"}, "this is no GGUF file: it begins with b'root'"),
@@ -144,6 +145,32 @@ def test_failures_say_what_to_do(runner: PlayRunner, hub: StandInHub) -> None:
         assert result["failed"]
         assert message in result["msg"]
         assert "Traceback" not in result["msg"]
+
+
+def test_host_before_offline_folder_before_network(
+    runner: PlayRunner, hub: StandInHub, file: Path, tmp_path: Path
+) -> None:
+    runner.settings["HF_ENDPOINT"] = hub.url
+    folder = tmp_path / "offline"
+    missing = str(tmp_path / "missing.gguf")
+    both = {"path": missing, "source": SOURCE, "hf_token": TOKEN, "report_problems": True}
+    offline = both | {"offline_dir": str(folder), "offline": True}
+    remote, none, gated = runner.play(
+        "gguf_info", both, offline, both | {"hf_token": "wrong"}
+    ).results
+    assert (remote["on_host"], remote["name"]) == (False, "Tiny Llama")
+    assert set(none) & {"problem", "shape"} == {"problem"}
+    assert (
+        f"put it at {folder}/acme/gated-GGUF/tiny.gguf or {folder}/missing.gguf" in none["problem"]
+    )
+    assert "the token was sent" in gated["problem"]
+    hub.forget_requests()
+    (folder / "acme/gated-GGUF").mkdir(parents=True)
+    (folder / "acme/gated-GGUF/tiny.gguf").write_bytes(file.read_bytes())
+    there = both | {"path": str(file)}
+    taken, own = runner.play("gguf_info", offline, there).results
+    assert (taken["on_host"], own["on_host"]) == (True, True)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(

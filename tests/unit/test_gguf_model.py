@@ -101,6 +101,135 @@ def test_a_changed_mode_is_predicted_and_applied(
             assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
+def test_several_models_shards_and_companions(
+    runner: PlayRunner, args: dict[str, Any], models: Path, hub: StandInHub
+) -> None:
+    repository = hub.store.root / "acme" / "gated-GGUF"
+    for number in (1, 2):
+        (repository / f"big-0000{number}-of-00002.gguf").write_bytes(MODEL + bytes([number]))
+    (repository / "mmproj-F16.gguf").write_bytes(b"GGUF projector")
+    settings = {key: args[key] for key in args if key not in ("name", "source")}
+    eyes = "hf://acme/gated-GGUF/mmproj-F16.gguf"
+    digest = hashlib.sha256(b"GGUF projector").hexdigest()
+    settings["models"] = [
+        {
+            "name": "big",
+            "source": "hf://acme/gated-GGUF/big-00001-of-00002.gguf",
+            "sha256": None,
+            "mmproj": {"source": eyes, "sha256": digest},
+            "lora": [eyes],
+            "aliases": ["main"],
+            "path": str(models / "big-00001-of-00002.gguf"),
+        },
+        {"name": "missing", "source": "hf://acme/gated-GGUF/missing.gguf"},
+        {"name": "tiny", "source": args["source"], "sha256": SHA256, "file": None},
+        {"name": "faulty", "source": args["source"], "mmproj": {"source": eyes, "url": "x"}},
+        {"name": "elsewhere", "source": args["source"], "path": "/elsewhere/tiny.gguf"},
+    ]
+    foreseen = runner.play("gguf_model", settings, options=["--check", "--diff"])
+    assert foreseen.result["failed"]
+    assert list(models.iterdir()) == []
+    done = runner.play("gguf_model", settings, options=["--diff"])
+    for run in (foreseen, done):
+        assert run.result["changed"]
+        assert run.result["msg"].startswith("3 of 5 models failed:\n- missing: ")
+        assert "unknown key url" in run.result["msg"]
+        assert "would lie at" in run.result["msg"]
+        big, missing, tiny, *_ = run.result["results"]
+        assert (missing["failed"], "HTTP 404" in missing["msg"]) == (True, True)
+        assert (big["name"], big["failed"], big["changed"]) == ("big", False, True)
+        assert [(one["role"], Path(one["path"]).name) for one in big["files"]] == [
+            ("model", "big-00001-of-00002.gguf"),
+            ("model", "big-00002-of-00002.gguf"),
+            ("mmproj", "big.mmproj.gguf"),
+            ("lora", "big.lora-1.gguf"),
+        ]
+        assert tiny["digest"] == tiny["sha256"] == SHA256 != big["digest"]
+        assert f'"sha256": "{digest}"' in run.output
+    for path in models.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert {path.suffix for path in models.iterdir()} == {".gguf", ".json"}
+    settings["models"] = [settings["models"][0], settings["models"][2]]
+    hub.forget_requests()
+    again = runner.play("gguf_model", settings)
+    assert (again.rc, again.result["changed"]) == (0, False)
+    assert [one["changed"] for one in again.result["results"]] == [False, False]
+    assert hub.requests == []
+    assert TOKEN not in foreseen.output + done.output + again.output
+    assert runner.left_over() == []
+
+
+def test_what_is_new_is_told_and_taken(
+    runner: PlayRunner, args: dict[str, Any], models: Path, hub: StandInHub
+) -> None:
+    args["check_update"] = True
+    first = runner.play("gguf_model", args)
+    assert first.result["update_available"] is False
+    newer = MODEL + b"newer"
+    (hub.store.root / "acme" / "gated-GGUF" / "tiny.gguf").write_bytes(newer)
+    told = runner.play("gguf_model", args)
+    assert (told.result["changed"], told.result["update_available"]) == (False, True)
+    assert told.result["update_files"][0]["size_bytes"] == len(newer)
+    assert (models / "tiny.gguf").read_bytes() == MODEL
+    args["hf_endpoint"] = "http://127.0.0.1:9"
+    unreachable = runner.play("gguf_model", args)
+    assert (unreachable.rc, unreachable.result["update_available"]) == (0, None)
+    assert "no answer" in unreachable.result["update_detail"]
+    args |= {"hf_endpoint": hub.url, "state": "latest", "keep_previous": True}
+    foreseen = runner.play("gguf_model", args, options=["--check"])
+    assert (foreseen.result["changed"], foreseen.result["update_available"]) == (True, True)
+    taken = runner.play("gguf_model", args)
+    assert (taken.result["changed"], taken.result["update_available"]) == (True, False)
+    assert (models / "tiny.gguf").read_bytes() == newer
+    (kept,) = models.glob("versions/*/tiny.gguf")
+    assert kept.read_bytes() == MODEL
+    assert (models / "catalogue.json").exists()
+
+
+def test_absent(runner: PlayRunner, args: dict[str, Any], models: Path, tmp_path: Path) -> None:
+    config = tmp_path / "etc"
+    (config / "instances").mkdir(parents=True)
+    env = config / "instances" / "main.env"
+    env.write_text(f"LLAMA_ARG_MODEL={models}/tiny.gguf\n")
+    runner.play("gguf_model", args)
+    (models / "foreign").touch()
+    gone = {"name": "tiny", "path": str(models), "state": "absent", "config_dir": str(config)}
+    refused = runner.play("gguf_model", gone, ignore_errors=True)
+    assert refused.result["failed"]
+    assert "in use by instance main; nothing was removed" in refused.result["msg"]
+    assert refused.result["users"] == ["instance main"]
+    env.unlink()
+    wished = runner.play(
+        "gguf_model", gone | {"in_use": [f"{models}/tiny.gguf"]}, ignore_errors=True
+    )
+    assert wished.result["users"] == ["an instance of the inventory"]
+    assert (models / "tiny.gguf").exists()
+    removed = [f"{models}/tiny.gguf", f"{models}/tiny.gguf.json"]
+    for options in (["--check"], []):
+        run = runner.play("gguf_model", gone, options=options)
+        assert (run.rc, run.result["changed"]) == (0, True)
+        assert run.result["removed"] == removed
+        assert run.result["freed_bytes"] >= len(MODEL)
+    assert [path.name for path in models.iterdir()] == ["foreign"]
+    for more in ({}, {"file": "tiny.gguf"}, {"source": args["source"]}, {"name": "foreign"}):
+        run = runner.play("gguf_model", gone | more)
+        assert (run.rc, run.result["changed"], run.result["removed"]) == (0, False, [])
+    assert [path.name for path in models.iterdir()] == ["foreign"]
+
+
+def test_an_offline_folder(
+    runner: PlayRunner, args: dict[str, Any], models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "offline" / "acme" / "gated-GGUF"
+    folder.mkdir(parents=True)
+    (folder / "tiny.gguf").write_bytes(MODEL)
+    args |= {"offline": True, "offline_dir": str(tmp_path / "offline")}
+    args["hf_endpoint"] = "http://127.0.0.1:9"
+    run = runner.play("gguf_model", args)
+    assert (run.rc, run.result["verified"]) == (0, False), run.output
+    assert (models / "tiny.gguf").read_bytes() == MODEL
+
+
 FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"source": "s3://b/m.gguf"}, "accepted: hf://OWNER/REPOSITORY"),
     ({"sha256": "abc"}, "is not 64 hexadecimal digits"),
@@ -111,6 +240,11 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"hf_token": "hf_wrong_token"}, "the token was sent and does not open this"),
     ({"reserve_mib": 1 << 40}, "MiB are needed"),
     ({"bogus": 1}, "Unsupported parameters"),
+    ({"models": []}, "parameters are mutually exclusive"),
+    ({"source": None}, "there is no source"),
+    ({"sha256": ["00" * 32] * 2}, "has one file, but 2 sha256 are given"),
+    ({"mmproj": 7}, "needed: a source, or a dictionary"),
+    ({"offline": True}, "'offline' forbids that"),
 ]
 
 

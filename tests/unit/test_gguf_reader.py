@@ -193,6 +193,11 @@ def test_types_are_those_of_the_reference() -> None:
         assert (ours.name, ours.block_elements, ours.block_bytes) == (type_id.name, block, size)
 
 
+def test_removed_types_keep_their_names() -> None:
+    assert {4: "Q4_2", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}.items() <= REMOVED_GGML_TYPES.items()
+    assert sorted(GGML_TYPES | REMOVED_GGML_TYPES) == list(range(43))
+
+
 def test_file_types_are_those_of_the_reference() -> None:
     for file_type in gguf.LlamaFileType:
         if file_type is not gguf.LlamaFileType.GUESSED:
@@ -526,6 +531,16 @@ def test_names_have_a_limit_together() -> None:
     assert len(read(maker.file(), Limits(names_bytes=15)).metadata) == 3
     with pytest.raises(GgufError, match="the names take 15 bytes; at most 14 are accepted"):
         read(maker.file(), Limits(names_bytes=14))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [(Limits(keys=3), "byte 16: 4 keys; at most 3"), (Limits(tensors=1), "byte 8: 2 tensors; at")],
+)
+def test_keys_and_tensors_are_counted(limits: Limits, message: str) -> None:
+    assert read(small().file(), Limits(keys=4, tensors=2)).tensors
+    with pytest.raises(GgufError, match=message):
+        read(small().file(), limits)
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -18,7 +19,10 @@ from typing import Any
 import pytest
 from ansible_collections.kloros.llm.plugins.module_utils import part_file
 from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.model_batch import fetch_all
 from ansible_collections.kloros.llm.plugins.module_utils.model_files import (
+    Companion,
+    Record,
     read_record,
     record_path,
     wanted_files,
@@ -29,8 +33,10 @@ from ansible_collections.kloros.llm.plugins.module_utils.model_store import (
     FetchSettings,
     ModelStore,
     Outcome,
+    SpaceClaims,
     StoreError,
 )
+from ansible_collections.kloros.llm.plugins.module_utils.model_users import Users
 from ansible_collections.kloros.llm.plugins.module_utils.progress import ProgressFile
 from ansible_collections.kloros.llm.plugins.module_utils.transfer_journal import (
     ByteRanges,
@@ -42,6 +48,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.transfer_work import (
 )
 
 from testbed.stand_in_hub import Faults, StandInHub
+from tests.unit.killed_steps import killed_steps
 from tests.unit.stand_in_web import Asked, Reply, StandInWeb, ranged
 
 MODEL = b"GGUF" + bytes(range(256)) * 12_000  # 3 MB: several chunks of every reader
@@ -782,3 +789,537 @@ def test_files_that_cannot_be_taken(store: ModelStore, models: Path, tmp_path: P
     (models / "tiny.gguf").write_bytes(MODEL)
     with pytest.raises(StoreError, match="the model's own place"):
         store.fetch(wish(models, f"file:{models}/tiny.gguf"))
+
+
+# Several files
+
+
+SHARDS = [
+    b"GGUF" + bytes([number]) * 700_000 + bytes(range(256)) * 100 * number for number in (1, 2, 3)
+]
+SHARD_NAMES = [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+SPLIT_SOURCE = "hf://acme/split-GGUF/q4/big-00001-of-00003.gguf"
+MMPROJ = b"GGUF" + b"projector" * 1000
+ADAPTER = b"GGUF" + b"adapter" * 1000
+
+
+@pytest.fixture
+def split(hub: StandInHub) -> StandInHub:
+    folder = hub.store.root / "acme" / "split-GGUF"
+    (folder / "q4").mkdir(parents=True)
+    for name, content in zip(SHARD_NAMES, SHARDS, strict=True):
+        (folder / "q4" / name).write_bytes(content)
+    (folder / "mmproj-F16.gguf").write_bytes(MMPROJ)
+    (folder / "adapter.gguf").write_bytes(ADAPTER)
+    return hub
+
+
+def split_wish(models: Path, endpoint: str, **companions: Any) -> FetchRequest:
+    return FetchRequest(
+        name="big",
+        directory=models,
+        files=wanted_files(parse_source(SPLIT_SOURCE), **companions),
+        settings=FetchSettings(hf_endpoint=endpoint, reserve_bytes=0, users=Users(models / "etc")),
+    )
+
+
+def companions() -> dict[str, Any]:
+    def of(name: str) -> Companion:
+        return Companion(parse_source(f"hf://acme/split-GGUF/{name}"))
+
+    return {"mmproj": of("mmproj-F16.gguf"), "lora": [of("adapter.gguf"), of("adapter.gguf")]}
+
+
+ALL_FILES = {
+    **dict(zip(SHARD_NAMES, SHARDS, strict=True)),
+    "big.mmproj.gguf": MMPROJ,
+    "big.lora-1.gguf": ADAPTER,
+    "big.lora-2.gguf": ADAPTER,
+}
+
+
+def assert_all_in_place(models: Path, files: dict[str, bytes] = ALL_FILES) -> Record:
+    assert names(models) == sorted([*files, f"{SHARD_NAMES[0]}.json"])
+    for name, content in files.items():
+        assert (models / name).read_bytes() == content
+    record = read_record(models / SHARD_NAMES[0])
+    assert record is not None
+    assert [(one.file, one.sha256, one.verified) for one in record.files] == [
+        (name, hashlib.sha256(content).hexdigest(), True) for name, content in files.items()
+    ]
+    return record
+
+
+def test_shards_and_companions_are_one_model_of_one_commit(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    request = split_wish(models, split.url, **companions())
+    planned = store.plan(request)
+    assert names(models) == []
+    split.forget_requests()
+    outcome = store.fetch(request)
+    record = assert_all_in_place(models)
+    assert planned.after.facts() == outcome.after.facts() == record.facts()
+    assert planned.bytes_fetched == outcome.bytes_fetched == record.size_bytes
+    assert [one.role for one in record.files] == ["model"] * 3 + ["mmproj", "lora", "lora"]
+    commit = split.store.commit("acme/split-GGUF")
+    assert {one.revision for one in record.files} == {commit}
+    assert record.digest not in {one.sha256 for one in record.files}
+    # Only the very first question is about the branch.
+    asked = [one.path for one in split.requests if one.listener == "hub"]
+    assert ["/resolve/main/" in path for path in asked] == [True] + [False] * (len(asked) - 1)
+    split.forget_requests()
+    assert store.fetch(request).action == store.plan(request).action == "none"
+    assert split.requests == []
+
+
+def test_the_first_shard_comes_last(
+    store: ModelStore, split: StandInHub, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[str] = []
+    rename = Path.replace
+
+    def noted(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            placed.append(target.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    store.fetch(split_wish(models, split.url, **companions()))
+    assert sorted(placed) == sorted(ALL_FILES)
+    assert placed[-1] == SHARD_NAMES[0]
+
+
+def test_a_shard_that_fails_leaves_the_model_as_it_was(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    for name in SHARD_NAMES:
+        (models / name).write_bytes(b"GGUF old " + name.encode())
+    split.faults = Faults(corrupt_at=len(SHARDS[1]) + 10)  # only the third is that long
+    with pytest.raises(StoreError, match=r"00003-of-00003.*was removed"):
+        store.fetch(split_wish(models, split.url))
+    for name in SHARD_NAMES:
+        assert (models / name).read_bytes() == b"GGUF old " + name.encode()
+    split.faults = Faults()
+    outcome = store.fetch(split_wish(models, split.url))
+    assert outcome.bytes_resumed == len(SHARDS[0]) + len(SHARDS[1])
+    assert outcome.bytes_fetched == len(SHARDS[2])
+    assert_all_in_place(models, dict(zip(SHARD_NAMES, SHARDS, strict=True)))
+
+
+def test_a_missing_shard_is_fetched_alone_and_from_the_same_commit(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    request = split_wish(models, split.url)
+    store.fetch(request)
+    (models / SHARD_NAMES[1]).unlink()
+    split.forget_requests()
+    outcome = store.fetch(request)
+    assert (outcome.action, outcome.bytes_fetched) == ("fetch", len(SHARDS[1]))
+    assert not any("/resolve/main/" in one.path for one in split.requests)
+    assert_all_in_place(models, dict(zip(SHARD_NAMES, SHARDS, strict=True)))
+
+
+def test_where_the_old_commit_is_gone_everything_comes_from_the_new_one(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    request = split_wish(models, split.url)
+    store.fetch(request)
+    folder = split.store.root / "acme" / "split-GGUF"
+    newer = b"GGUF" + b"newer" * 1000
+    (folder / "q4" / SHARD_NAMES[2]).write_bytes(newer)
+    (models / SHARD_NAMES[1]).unlink()
+    outcome = store.fetch(request)
+    contents = dict(zip(SHARD_NAMES, [*SHARDS[:2], newer], strict=True))
+    record = assert_all_in_place(models, contents)
+    assert outcome.bytes_fetched == len(SHARDS[1]) + len(newer)
+    assert {one.revision for one in record.files} == {split.store.commit("acme/split-GGUF")}
+
+
+def test_a_hub_that_answers_with_another_commit(store: ModelStore, models: Path) -> None:
+    count = 0
+
+    def answer(_: Asked) -> Reply:
+        nonlocal count
+        count += 1
+        headers = {"X-Repo-Commit": f"{count:040}", "X-Linked-Size": "5"}
+        return Reply(302, headers=headers | {"Location": "http://localhost:9/x"})
+
+    with (
+        StandInWeb(answer) as web,
+        pytest.raises(StoreError, match=r"the Hub answers with 0+2;.*contradicts itself"),
+    ):
+        store.fetch(split_wish(models, web.url))
+    assert names(models) == []
+
+
+def test_the_space_for_all_files_is_asked_for_before_the_first_byte(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    request = with_settings(split_wish(models, split.url), reserve_bytes=1 << 60)
+    total_mib = -(-sum(map(len, SHARDS)) // (1 << 20))
+    with pytest.raises(StoreError, match=rf"\({total_mib} of {total_mib} MiB to get"):
+        store.fetch(request)
+    assert body_requests(split) == []
+    assert names(models) == []
+
+
+def test_a_dropped_companion_goes_when_nobody_uses_it(
+    store: ModelStore, split: StandInHub, models: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "etc"
+    (config / "instances").mkdir(parents=True)
+    env = config / "instances" / "main.env"
+    env.write_text(f'LLAMA_EXTRA_ARGS="--lora {models}/big.lora-1.gguf,{models}/big.lora-2.gguf"')
+    store.fetch(split_wish(models, split.url, **companions()))
+    fewer = with_settings(split_wish(models, split.url), users=Users(config))
+    outcome = store.fetch(fewer)
+    assert outcome.action == "record"
+    assert outcome.after.dropped == ("big.lora-1.gguf", "big.lora-2.gguf")
+    assert not (models / "big.mmproj.gguf").exists()
+    assert (models / "big.lora-1.gguf").read_bytes() == ADAPTER
+    assert store.fetch(fewer).action == "none"
+
+
+def test_a_model_that_is_wished_anew_takes_its_dropped_files_back(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    store.fetch(split_wish(models, split.url, **companions()))
+    store.fetch(split_wish(models, split.url))
+    split.forget_requests()
+    outcome = store.fetch(split_wish(models, split.url, **companions()))
+    assert outcome.bytes_fetched == len(MMPROJ) + 2 * len(ADAPTER)
+    assert_all_in_place(models)
+
+
+def test_companions_keep_out_of_each_others_way(
+    store: ModelStore, split: StandInHub, models: Path
+) -> None:
+    """Two models whose repositories call the projector the same."""
+    for name in ("one", "two"):
+        (split.store.root / "acme" / "split-GGUF" / f"{name}.gguf").write_bytes(
+            b"GGUF" + name.encode()
+        )
+        request = replace(
+            split_wish(models, split.url),
+            name=name,
+            files=wanted_files(
+                parse_source(f"hf://acme/split-GGUF/{name}.gguf"), mmproj=companions()["mmproj"]
+            ),
+        )
+        store.fetch(request)
+    assert [one for one in names(models) if "mmproj" in one] == [
+        "one.mmproj.gguf",
+        "two.mmproj.gguf",
+    ]
+
+
+# Kills between any two steps
+
+
+def fetch_split(models: Path, endpoint: str) -> None:
+    """What is killed: in a process of its own."""
+    store = ModelStore(HttpClient(5), ProgressFile(None, "", "bytes"))
+    request = split_wish(models, endpoint, **companions())
+    store.fetch(replace(request, keep_previous=True))
+
+
+def test_kill_9_between_any_two_steps_of_a_fetch(
+    store: ModelStore, split: StandInHub, tmp_path: Path
+) -> None:
+    """An older model is replaced. After each kill a server finds either the old one or all files
+    of the new one, and the next run brings it to the end; what was proven is not
+    fetched again.
+    """
+    older = dict.fromkeys(SHARD_NAMES, b"GGUF older" * 100)
+    fetched: list[int] = []
+    staged = 0
+    killed = True
+    with killed_steps(__name__, "fetch_split") as tries:
+        while killed:
+            assert len(fetched) < 300
+            models = tmp_path / f"models-{len(fetched)}"
+            models.mkdir()
+            for name, content in older.items():
+                (models / name).write_bytes(content)
+            killed = tries.is_killed(len(fetched), models, split.url)
+            first = (models / SHARD_NAMES[0]).read_bytes()
+            if first != older[SHARD_NAMES[0]]:
+                # The name that servers open is the new one: then all others are.
+                assert {name: (models / name).read_bytes() for name in ALL_FILES} == ALL_FILES
+            proven = any(models.glob("*.staged"))
+            split.forget_requests()
+            outcome = store.fetch(split_wish(models, split.url, **companions()))
+            assert_all_in_place(models)
+            if proven:
+                assert body_requests(split) == []
+            staged += proven
+            fetched.append(outcome.bytes_fetched)
+    assert len(fetched) > 30
+    assert staged > 6
+    assert fetched[-1] == 0
+
+
+# An offline folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "offline"
+    (path / "acme" / "split-GGUF" / "q4").mkdir(parents=True)
+    for name, content in zip(SHARD_NAMES, SHARDS, strict=True):
+        (path / "acme" / "split-GGUF" / "q4" / name).write_bytes(content)
+    (path / "big.mmproj.gguf").write_bytes(MMPROJ)
+    (path / "mmproj-F16.gguf").write_bytes(b"GGUF another model's")
+    (path / "adapter.gguf").write_bytes(ADAPTER)
+    return path
+
+
+def test_an_offline_folder_stands_for_the_network(
+    store: ModelStore, models: Path, folder: Path
+) -> None:
+    request = split_wish(models, "http://127.0.0.1:9", **companions())
+    request = with_settings(request, offline_dir=folder, offline=True)
+    assert store.plan(request).action == "fetch"
+    outcome = store.fetch(request)
+    assert {name: (models / name).read_bytes() for name in ALL_FILES} == ALL_FILES
+    assert (models / SHARD_NAMES[1]).samefile(
+        folder / "acme" / "split-GGUF" / "q4" / SHARD_NAMES[1]
+    )
+    assert (outcome.bytes_fetched, outcome.after.verified) == (0, False)
+    assert outcome.after.source == SPLIT_SOURCE + "@main"
+    # The same wish, once there is a network, finds it all in place.
+    assert store.fetch(with_settings(request, offline=False)).action == "none"
+
+
+def test_what_an_offline_folder_lacks(store: ModelStore, models: Path, folder: Path) -> None:
+    (folder / "adapter.gguf").unlink()
+    request = with_settings(
+        split_wish(models, "http://127.0.0.1:9", **companions()), offline_dir=folder, offline=True
+    )
+    with pytest.raises(StoreError, match=r"'offline' forbids that; put the file at .*adapter"):
+        store.fetch(request)
+    with pytest.raises(StoreError, match="give 'offline_dir'"):
+        store.plan(with_settings(request, offline_dir=None))
+    assert names(models) == []
+
+
+def test_a_partly_filled_offline_folder_spares_the_network_what_it_can(
+    store: ModelStore, split: StandInHub, models: Path, folder: Path
+) -> None:
+    (folder / "acme" / "split-GGUF" / "q4" / SHARD_NAMES[2]).unlink()
+    request = with_settings(split_wish(models, split.url), offline_dir=folder)
+    assert store.fetch(request).bytes_fetched == len(SHARDS[2])
+
+
+def test_a_wrong_file_in_an_offline_folder(store: ModelStore, models: Path, folder: Path) -> None:
+    (folder / "tiny.gguf").write_bytes(b"GGUF wrong")
+    request = with_settings(wish(models, HF_SOURCE), offline_dir=folder, offline=True)
+    with pytest.raises(StoreError, match=f"needed is {SHA256}"):
+        store.fetch(with_sha256(request, SHA256))
+    assert names(models) == []
+    assert (folder / "tiny.gguf").exists()
+
+
+# What is newer
+
+
+def test_latest_asks_and_fetches_what_changed(
+    store: ModelStore, hub: StandInHub, models: Path
+) -> None:
+    request = wish(models, HF_SOURCE, hub.url)
+    latest = replace(request, latest=True)
+    assert store.fetch(latest).action == "fetch"
+    hub.forget_requests()
+    assert store.fetch(latest).action == "none"
+    assert {one.method for one in hub.requests} == {"HEAD"}
+    newer = MODEL + b"newer"
+    (hub.store.root / "acme" / "tiny-GGUF" / "tiny.gguf").write_bytes(newer)
+    assert store.fetch(request).action == "none"
+    record = read_record(models / "tiny.gguf")
+    assert record is not None
+    assert store.check_update(record, request.settings).available
+    assert (models / "tiny.gguf").read_bytes() == MODEL
+    assert store.plan(latest).action == "fetch"
+    assert_in_place(store.fetch(latest), models, newer)
+
+
+def test_latest_where_nobody_states_a_digest(store: ModelStore, models: Path) -> None:
+    body = MODEL
+    with StandInWeb(lambda asked: ranged(asked, body)) as web:
+        request = replace(plain(models, web), latest=True)
+        record = store.fetch(request).after
+        assert store.fetch(request).action == "none"
+        check = store.check_update(record, request.settings)
+        assert (check.available, "states no digest" in check.detail) == (None, True)
+        body = MODEL + b"more"
+        assert store.check_update(record, request.settings).available
+        assert_in_place(store.fetch(request), models, body)
+
+
+def test_a_pinned_commit_has_no_update(store: ModelStore, hub: StandInHub, models: Path) -> None:
+    commit = hub.store.commit("acme/tiny-GGUF")
+    request = wish(models, f"{HF_SOURCE}@{commit}", hub.url)
+    record = store.fetch(request).after
+    hub.forget_requests()
+    assert store.check_update(record, request.settings).available is False
+    assert hub.requests == []
+
+
+def test_trouble_with_the_source_is_told_and_not_raised(
+    store: ModelStore, hub: StandInHub, models: Path, origin: Path
+) -> None:
+    request = wish(models, HF_SOURCE, hub.url)
+    record = store.fetch(request).after
+    hub.faults = Faults(fail_status=503)
+    check = store.check_update(record, request.settings)
+    assert (check.available, "HTTP 503" in check.detail) == (None, True)
+    linked = store.fetch(wish(models, f"file:{origin}")).after
+    assert store.check_update(linked, request.settings).available is None
+    origin.write_bytes(MODEL + b"more")
+    assert store.check_update(linked, request.settings).available
+    origin.unlink()
+    check = store.check_update(linked, request.settings)
+    assert (check.available, "must lie on the host" in check.detail) == (None, True)
+
+
+# Records
+
+
+def test_a_record_of_the_first_schema_is_as_good(
+    store: ModelStore, hub: StandInHub, models: Path
+) -> None:
+    request = wish(models, HF_SOURCE, hub.url)
+    (models / "tiny.gguf").write_bytes(MODEL)
+    known = {
+        "name": "tiny",
+        "source": HF_SOURCE + "@main",
+        "revision": "0" * 40,
+        "size_bytes": len(MODEL),
+        "sha256": SHA256,
+        "verified": True,
+        "verified_at": "2026-11-01T00:00:00+00:00",
+        "mtime_ns": (models / "tiny.gguf").stat().st_mtime_ns,
+    }
+    record_path(models / "tiny.gguf").write_text(json.dumps(known))
+    outcome = store.fetch(request)
+    assert (outcome.action, outcome.after.revision) == ("none", "0" * 40)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 3},
+        {"files": []},
+        {"files": [{"file": "tiny.gguf"}]},
+        {"dropped": ["../x"]},
+        {"files": "x"},
+    ],
+)
+def test_a_record_that_cannot_be_read_is_none(
+    store: ModelStore, hub: StandInHub, models: Path, change: dict[str, Any]
+) -> None:
+    request = wish(models, HF_SOURCE, hub.url)
+    store.fetch(request)
+    path = record_path(models / "tiny.gguf")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert read_record(models / "tiny.gguf") is None
+    outcome = store.fetch(request)
+    assert outcome.action == "record"
+    assert_in_place(outcome, models)
+
+
+# Several models at once
+
+
+class Watched(ProgressFile):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "", "bytes")
+        self.seen: list[tuple[str, int, int | None]] = []
+        self._label = ""
+
+    def start(self, label: str, total: int | None = None, done: int = 0) -> None:
+        self._label = label
+        self.seen.append((label, done, total))
+
+    def update(self, done: int, total: int | None = None) -> None:
+        self.seen.append((self._label, done, total))
+
+
+def test_several_models_at_once(hub: StandInHub, models: Path) -> None:
+    for number in range(3):
+        name = f"m{number}.gguf"
+        (hub.store.root / "acme" / "tiny-GGUF" / name).write_bytes(MODEL + bytes([number]))
+    requests = [
+        FetchRequest(
+            f"m{number}",
+            models,
+            wanted_files(parse_source(f"hf://acme/tiny-GGUF/m{number}.gguf")),
+            FetchSettings(hf_endpoint=hub.url, reserve_bytes=0),
+        )
+        for number in (0, 1, 9, 2)
+    ]
+    hub.faults = Faults(bytes_per_s=6_000_000)
+    progress = Watched()
+    clients: list[HttpClient] = []
+
+    def make_client() -> HttpClient:
+        clients.append(HttpClient(5, sleep=lambda _: None))
+        return clients[-1]
+
+    planned = fetch_all(requests, make_client, ProgressFile(None, "", "bytes"), 2, plan_only=True)
+    assert names(models) == []
+    results = fetch_all(requests, make_client, progress, 2)
+    assert len(clients) == 4
+    for outcomes in (planned, results):
+        assert [type(one).__name__ for one in outcomes] == [
+            "Outcome",
+            "Outcome",
+            "HttpError",
+            "Outcome",
+        ]
+    assert names(models) == [f"m{n}.gguf{end}" for n in range(3) for end in ("", ".json")]
+    together = [one for one in progress.seen if one[0] == "model m0, model m1"]
+    assert max(total or 0 for _, _, total in together) == 2 * len(MODEL) + 2
+    again = fetch_all(requests, make_client, progress, 1)
+    assert [isinstance(one, Outcome) and one.action for one in again] == [
+        "none",
+        "none",
+        False,
+        "none",
+    ]
+
+
+def test_a_bug_in_a_worker_is_not_hidden(hub: StandInHub, models: Path) -> None:
+    def broken(_: os.stat_result) -> bool:
+        raise RuntimeError("a bug")
+
+    request = wish(models, f"file:{__file__}")
+    requests = [with_settings(request, may_link=broken), wish(models, HF_SOURCE, hub.url)]
+    with pytest.raises(RuntimeError, match="a bug"):
+        fetch_all(requests, lambda: HttpClient(5), ProgressFile(None, "", "bytes"), 2)
+
+
+def test_downloads_do_not_count_on_the_same_space(models: Path) -> None:
+    claims = SpaceClaims()
+    seen: list[int] = []
+    part = models / "one.part"
+    claims.claim(models / "one", 5_000_000, [part], seen.append)
+    part.write_bytes(bytes(2 << 20))
+    os.sync()
+    claims.claim(models / "two", 1, [], seen.append)
+    claims.claim(models / "one", 4_000_000, [part], seen.append)
+    claims.release(models / "one")
+    claims.claim(models / "two", 1, [], seen.append)
+    assert seen == [0, 5_000_000 - (2 << 20), 1, 0]
+
+    def refuse(_: int) -> None:
+        raise StoreError("no room")
+
+    with pytest.raises(StoreError):
+        claims.claim(models / "three", 7, [], refuse)
+    claims.claim(models / "four", 0, [], seen.append)
+    assert seen[-1] == 1

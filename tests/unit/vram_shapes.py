@@ -16,7 +16,9 @@ def _tensor(name: str, shape: tuple[int, ...], kind: str) -> GgufTensor:
     for length in shape:
         elements *= length
     size, block = BLOCKS[kind]
-    return GgufTensor(name=name, shape=shape, type=kind, offset=0, size_bytes=elements // block * size)
+    return GgufTensor(
+        name=name, shape=shape, type=kind, offset=0, size_bytes=elements // block * size
+    )
 
 
 def _more_bits(layer: int, layers: int) -> bool:
@@ -79,7 +81,7 @@ def transformer(
         version=3,
         byte_order="little",
         metadata=metadata,
-        tensors=tensors,
+        tensors=tuple(tensors),
         alignment=32,
         data_offset=0,
     )

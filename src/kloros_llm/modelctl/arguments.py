@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ SHELLS: Final = ("bash", "zsh", "fish")
 SOURCE_FORMS: Final = "hf://OWNER/REPOSITORY/FILE.gguf[@REVISION], https://..., file:/PATH"
 
 # What the values of an argument are where they are not its choices, for the shells' completion.
-# "here": what is installed; "known": that, the plan's models, and files.
+# "here": what is installed; "planned": that and the plan's models; "known": that and files.
 COMPLETES: Final = {
     ("pull", "sources"): "planned",
     ("rm", "names"): "here",
@@ -46,7 +45,7 @@ def build() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"modelctl {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which modelctl this is")
     _common(parser, is_first=True)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_list, _pull, _rm, _show, _ps, _status, _logs, _fit):
@@ -67,14 +66,28 @@ environment:
   https_proxy, http_proxy, no_proxy
 
 With --json the answer on standard output is one JSON document, whose keys `modelctl COMMAND --help`
-names; messages and progress go to standard error."""
+names; messages and progress go to standard error. A command that fails as a whole prints no
+document: the exit status and the message say why."""
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("kloros-llm")
-    except importlib.metadata.PackageNotFoundError:
-        return "(from a checkout)"
+class _Version(argparse.Action):
+    """As argparse's own, but looks for the version only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002 - argparse's way of calling
+        values: object,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        import importlib.metadata  # noqa: PLC0415 - takes longer to load than most commands to run
+
+        try:
+            version = importlib.metadata.version("kloros-llm")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(from a checkout)"
+        print(f"modelctl {version}")
+        parser.exit()
 
 
 def _common(parser: argparse.ArgumentParser, *, is_first: bool = False) -> None:
@@ -109,7 +122,7 @@ def _command(
         name,
         help=help_text,
         description=textwrap.dedent(description).strip(),
-        epilog="--json: " + textwrap.dedent(json_keys).strip(),
+        epilog=textwrap.fill(f"--json: {json_keys}", 96, subsequent_indent="  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -223,8 +236,8 @@ def _show(commands: Commands) -> None:
         "show",
         "what a model is",
         f"""
-        What a model is: by its name here, a file's path, or a source that is not here
-        ({SOURCE_FORMS}), of which only the header is read.
+        What a model is: by its name here, by a file's path, or by a SOURCE of which only the header
+        is read: {SOURCE_FORMS}.
         """,
         """{"name", "path"|null, "source"|null, "facts": {"architecture", "quantisation",
         "size_bytes", "context_trained", "shape": {...}, ...}, "record": {...}|null, "aliases",
@@ -284,15 +297,17 @@ def _fit(commands: Commands) -> None:
         "fit",
         "what memory a model would take",
         f"""
-        What a model would take, installed or not: of a source ({SOURCE_FORMS})
-        only the header is read. Memory is counted by formulas, and by the installed llama-server
-        itself in a dry run, whose word counts. Exit status 5 where it does not fit.
+        What a model would take, installed or not. Of a SOURCE only the header is read:
+        {SOURCE_FORMS}.
+        Memory is counted by formulas, and by the installed llama-server itself in a dry run, whose
+        word counts. Without --gpus, --gpu or --cpu: on all GPUs of this host, else on the CPU.
+        Exit status 5 where it does not fit.
         """,
-        """{"fits": true|false|null (null: nobody knows what is free), "devices": [{"name", "title", "uuid",
-        "weights_mib", "kv_mib", "compute_mib", "overhead_mib", "total_mib", "memory_mib",
-        "free_mib", "fits"}], "by": "engine"|"formulas", "formulas": [as devices]|null,
-        "engine": {"server", "error"}|null, "model": {...}, "settings": {...}, "ways_out": [text],
-        "notes": [text]}""",
+        """{"fits": true|false|null (null: nobody knows what is free), "devices": [{"name",
+        "title", "uuid", "weights_mib", "kv_mib", "compute_mib", "overhead_mib", "total_mib",
+        "memory_mib", "free_mib", "fits"}], "by": "engine"|"formulas",
+        "formulas": [as devices]|null, "engine": {"server", "error"}|null, "model": {...},
+        "settings": {...}, "ways_out": [text], "notes": [text]}""",
     )
     parser.add_argument("what", metavar="SOURCE|NAME|PATH")
     parser.add_argument(
@@ -358,8 +373,8 @@ def _update(commands: Commands) -> None:
         use until --promote or `modelctl promote`, and stays here for `modelctl rollback`.
         """,
         """{"models": [{"name", "available": true|false|null, "detail", "newest": [...] (with
-        --check), "fetched", "version", "promoted", "restart": [unit] (without)}], "failed": [{"name", "error",
-        "exit_status"}]}""",
+        --check), "fetched", "version", "promoted", "restart": [unit] (without)}],
+        "failed": [{"name", "error", "exit_status"}]}""",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="else all")
     parser.add_argument("--check", action="store_true", help="only look, and get nothing")

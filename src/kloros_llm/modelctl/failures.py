@@ -4,47 +4,41 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
-from ..core.gguf_reader import GgufError
-from ..core.http_client import HttpError
-from ..core.memory_model import MemoryModelError
-from ..core.model_catalogue import InUseError
-from ..core.model_shape import ModelShapeError
-from ..core.model_source import SourceError
-from ..core.model_store import StoreError
 from .exit_codes import Exit, ModelctlError
+
+# By module and name: from a wheel, loading the whole core would take longer than most commands.
+CORE_ERRORS: Final = {
+    ("model_versions", "InUseError"): Exit.IN_USE,
+    ("http_client", "HttpError"): Exit.NETWORK,
+    ("model_source", "SourceError"): Exit.USAGE,
+    ("gguf_reader", "GgufError"): Exit.DAMAGED,
+    ("model_shape", "ModelShapeError"): Exit.DAMAGED,
+    ("memory_model", "MemoryModelError"): Exit.FAILED,
+    ("model_store", "StoreError"): Exit.FAILED,
+}
 
 
 def failure_of(error: Exception) -> ModelctlError | None:
     """The failure that an exception of the core stands for; None for what nobody expected."""
     if isinstance(error, ModelctlError):
         return error
-    code = _code_of(error)
-    if code is None:
-        return None
-    message = str(error)
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-        if code == Exit.NOT_PERMITTED:
-            message += "; run it with sudo"
-    return ModelctlError(message, code)
+        return _system_failure(error)
+    for kind in type(error).__mro__:
+        code = CORE_ERRORS.get((kind.__module__.rpartition(".")[2], kind.__name__))
+        if code is not None:
+            return ModelctlError(str(error), code)
+    return None
 
 
-def _code_of(error: Exception) -> Exit | None:
-    codes: tuple[tuple[type[Exception], Exit], ...] = (
-        (InUseError, Exit.IN_USE),
-        (HttpError, Exit.NETWORK),
-        (SourceError, Exit.USAGE),
-        (GgufError, Exit.DAMAGED),
-        (ModelShapeError, Exit.DAMAGED),
-        (MemoryModelError, Exit.FAILED),
-        (StoreError, Exit.FAILED),
-        (PermissionError, Exit.NOT_PERMITTED),
-        (FileNotFoundError, Exit.NOT_FOUND),
-        (OSError, Exit.FAILED),
-    )
-    return next((code for kind, code in codes if isinstance(error, kind)), None)
+def _system_failure(error: OSError) -> ModelctlError:
+    message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, PermissionError):
+        return ModelctlError(f"{message}; run it with sudo", Exit.NOT_PERMITTED)
+    found = not isinstance(error, FileNotFoundError)
+    return ModelctlError(message, Exit.FAILED if found else Exit.NOT_FOUND)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,9 @@ def ask(
     answer = dry_run(server, environment, headers={_MODEL: headers})
     if not answer.accepted:
         words = "; ".join(answer.last_words) or "it does not say why"
+        if "invalid device" in words:
+            # Not a word about the model: it was built without CUDA, or sees no GPU.
+            raise DryRunError(f"it knows no {', '.join(gpu.name for gpu in devices.gpus)}: {words}")
         raise ModelctlError(f"{server} would not load this: {words}")
     names = [row.device for row in answer.rows]
     if names != [device.name for device in devices.all]:

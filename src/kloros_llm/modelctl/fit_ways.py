@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ..core.memory_model import MIB, MemoryModelError, RunConfig, memory
+from ..core.memory_model import MemoryModelError, RunConfig
 from ..core.model_shape import ModelShape
 from .fit_devices import Devices
+from .fit_formulas import needs
 
 _CONTEXT_STEP: Final = 256
 _SMALLER_KV: Final = ("f16", "q8_0", "q4_0")
@@ -48,6 +49,8 @@ def ways_out(shape: ModelShape, config: RunConfig, devices: Devices) -> list[str
                 f"It would fit with {layers} of {shape.layer_count + 1} layers on the GPUs "
                 "(slower)."
             )
+        elif _fits(shape, replace(config, devices=()), Devices((), devices.host)):
+            found.append("It would fit on the CPU alone (much slower).")
     return found or ["No smaller context, KV cache or number of layers on the GPUs would do."]
 
 
@@ -60,14 +63,9 @@ def _after(kv_cache: str) -> tuple[str, ...]:
 
 def _fits(shape: ModelShape, config: RunConfig, devices: Devices) -> bool:
     try:
-        rows = memory(shape, config)
+        return all(need.fits is not False for need in needs(shape, config, devices))
     except MemoryModelError:
         return False
-    return all(
-        device.free_mib is None
-        or -(-row.total_bytes // MIB) + device.overhead_mib <= device.free_mib
-        for device, row in zip(devices.all, rows, strict=True)
-    )
 
 
 def _largest(most: int, holds: Callable[[int], bool]) -> int:

@@ -57,7 +57,7 @@ class Host:
                 "or get a first model with `modelctl pull SOURCE`",
                 Exit.NOT_FOUND,
             )
-        return Catalogue(self.models_dir, self.users)
+        return Catalogue(self.models_dir, self.users, tell)
 
     @property
     def llama_cpp_dir(self) -> Path:

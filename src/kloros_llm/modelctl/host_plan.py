@@ -12,7 +12,6 @@ from .exit_codes import Exit, ModelctlError
 
 DEFAULT_PLAN: Final = Path("/etc/kloros-llm/plan.json")
 DEFAULT_MODELS_DIR: Final = Path("/var/lib/kloros-llm/models")
-CREDENTIALS: Final = Path("/etc/kloros-llm/credentials")
 DEFAULT_LLAMA_CPP_DIR: Final = Path("/opt/llama.cpp")
 _SCHEMA: Final = 1
 
@@ -124,11 +123,11 @@ def _plan(place: Path, data: Mapping[str, Any]) -> HostPlan:
             )
             for model in data["models"]
         ),
-        instances=tuple(_instance(instance) for instance in data["instances"]),
+        instances=tuple(_instance(instance, place.parent) for instance in data["instances"]),
     )
 
 
-def _instance(data: Mapping[str, Any]) -> Instance:
+def _instance(data: Mapping[str, Any], config_dir: Path) -> Instance:
     name = str(data["name"])
     return Instance(
         name=name,
@@ -142,5 +141,5 @@ def _instance(data: Mapping[str, Any]) -> Instance:
         kv_cache=str(data["kv_cache"]),
         gpus=tuple(str(gpu["uuid"]) for gpu in data["gpus"]),
         environment={key: str(value) for key, value in data["environment"].items()},
-        key_file=CREDENTIALS / f"{name}.key" if data["api_key"] else None,
+        key_file=config_dir / "credentials" / f"{name}.key" if data["api_key"] else None,
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import arguments as command_line
 from .exit_codes import Exit, ModelctlError
+from .failures import told_plainly
 from .output import printable, tell
 
 
@@ -23,8 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.PIPE_CLOSED
     except KeyboardInterrupt:
         sys.stderr.write("\n")
-        tell("interrupted; nothing is half in place")
+        tell(_interrupted(words))
         return Exit.INTERRUPTED
+
+
+def _interrupted(words: Sequence[str]) -> str:
+    if {"pull", "update"} & set(words):
+        return "interrupted; what has come is kept, and the same command goes on where it was"
+    return "interrupted; nothing is half in place"
 
 
 def _run(words: list[str]) -> int:
@@ -34,8 +41,6 @@ def _run(words: list[str]) -> int:
         answer(words[1:])
         return Exit.OK
     parsed = command_line.build().parse_args(words)
-    from .failures import told_plainly  # noqa: PLC0415 - help and errors of usage come at once
-
     try:
         with told_plainly():
             module = importlib.import_module(f".commands.{parsed.command}", __package__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,21 +22,18 @@ def names(
     if kind == "instance":
         return {instance.name for instance in plan.instances} if plan else set()
     planned_dir = plan.models_dir if plan else DEFAULT_MODELS_DIR
-    catalogue = Catalogue(models_dir or planned_dir)
-    try:
+    with contextlib.suppress(CatalogueError, OSError):
+        catalogue = Catalogue(models_dir or planned_dir)
         if kind == "version":
             return {one.id for one in catalogue.find(before[0]).model.versions} if before else set()
-        here = {name for model in catalogue.models() for name in (model.name, *model.aliases)}
+        here = {model.name for model in catalogue.models()}
         here |= {alias.alias for alias in catalogue.aliases()}
-    except (CatalogueError, OSError):
-        here = set()
-    if kind == "here":
-        return here
-    planned = _planned(plan)
-    return planned if kind == "planned" else here | planned
+        return here | _wanted(kind, plan)
+    return _wanted(kind, plan)
 
 
-def _planned(plan: HostPlan | None) -> set[str]:
-    return (
-        {name for model in plan.models for name in (model.name, *model.aliases)} if plan else set()
-    )
+def _wanted(kind: str, plan: HostPlan | None) -> set[str]:
+    """The plan's models, where they may be named though they are not here."""
+    if plan is None or kind not in ("planned", "known"):
+        return set()
+    return {name for model in plan.models for name in (model.name, *model.aliases)}

@@ -4,7 +4,7 @@ function __modelctl_complete
     set -l found (modelctl __complete $words[2..] (commandline --current-token --cut-at-cursor) 2>/dev/null)
     if test "$found[1]" = :files
         __fish_complete_path (commandline --current-token --cut-at-cursor)
-    else
+    else if test (count $found) -gt 0
         printf '%s\n' $found
     end
 end

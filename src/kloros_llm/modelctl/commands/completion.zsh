@@ -5,7 +5,7 @@ _modelctl() {
   found=("${(@f)$(modelctl __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
   if [[ ${found[1]} == :files ]]; then
     _files
-  else
+  elif [[ -n ${found[1]} ]]; then
     compadd -- "${found[@]}"
   fi
 }

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ...core.gguf_header_files import Header
 from ...core.llama_dry_run import DryRunError
-from ...core.memory_model import MIB, MemoryModelError, RunConfig, memory
+from ...core.memory_model import MIB, MemoryModelError, RunConfig
 from ...core.model_shape import ModelShape, shape_of
 from ..exit_codes import Exit, ModelctlError
 from ..fit_devices import Devices, choose_devices
 from ..fit_engine import ask, server_of
+from ..fit_formulas import needs
 from ..fit_result import Engine, Fit, Need
 from ..fit_text import lines
 from ..fit_ways import ways_out
@@ -72,15 +73,9 @@ def _formulas(
     shape: ModelShape, config: RunConfig, devices: Devices
 ) -> tuple[tuple[Need, ...] | None, str | None]:
     try:
-        rows = memory(shape, config)
+        return needs(shape, config, devices), None
     except MemoryModelError as error:
         return None, str(error)
-    # Whole MiB as the engine counts them: rounded down.
-    needs = (
-        Need(device, row.weights_bytes // MIB, row.kv_bytes // MIB, row.compute_bytes // MIB)
-        for device, row in zip(devices.all, rows, strict=True)
-    )
-    return tuple(needs), None
 
 
 def _engine(
@@ -90,8 +85,8 @@ def _engine(
         answer = ask(server, headers, devices, config)
     except DryRunError as error:
         return Engine(server, None, str(error))
-    needs = (
+    told = (
         Need(device, row.weights_mib, row.kv_mib, row.compute_mib)
         for device, row in zip(devices.all, answer.rows, strict=True)
     )
-    return Engine(server, tuple(needs), None, answer.not_covered)
+    return Engine(server, tuple(told), None, answer.not_covered)

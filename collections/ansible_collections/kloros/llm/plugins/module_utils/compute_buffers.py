@@ -4,7 +4,8 @@
 
 Source: llama.cpp v0.5.0-dev, `ggml/src/ggml-backend.cpp` (ggml_backend_sched_split_graph),
 `ggml/src/ggml-alloc.c` (ggml_gallocr_alloc_graph_impl, ggml_dyn_tallocr_alloc) and
-`ggml/src/ggml-cuda/ggml-cuda.cu` (offload_op, get_alloc_size).
+`ggml/src/ggml-cuda/ggml-cuda.cu` (offload_op, get_alloc_size). As in the engine's own dry run, norms
+are not pinned to their layer's device: ggml_backend_sched_reserve_size forgets such wishes.
 """
 
 from __future__ import annotations
@@ -109,9 +110,13 @@ def _batch(node: Tensor) -> int:
 
 
 class _Scheduler:
-    """Assigns the nodes of a graph to backends and lists what is allocated, in order."""
+    """Assigns the nodes of a graph to backends and lists what is allocated, in order.
 
-    def __init__(self, graph: Graph, backends: Backends) -> None:
+    `pins`: wishes count; when sizes are measured they do not (see the head of this file).
+    """
+
+    def __init__(self, graph: Graph, backends: Backends, *, pins: bool = False) -> None:
+        self.pins = pins
         self.graph = graph
         self.backends = backends
         self.cpu = backends.cpu
@@ -131,14 +136,19 @@ class _Scheduler:
         return place == backend
 
     def _supports(self, backend: int, node: Tensor) -> bool:
-        """A device refuses what lies on another device; main memory is copied to it."""
+        """A device refuses what lies on another device; main memory is copied to it.
+
+        It does not look behind a view, which has no buffer of its own yet.
+        """
         return backend == self.cpu or not any(
-            source.place is not None and source.place not in (self.cpu, backend)
+            source.root is None
+            and source.place is not None
+            and source.place not in (self.cpu, backend)
             for source in node.sources
         )
 
     def _first(self, node: Tensor) -> int | None:
-        if node.pinned is not None:
+        if self.pins and node.pinned is not None:
             return node.pinned
         if node.place is not None:
             return node.place
@@ -234,10 +244,7 @@ class _Scheduler:
                     continue
                 key = (id(source), backend)
                 if key not in self.copied:
-                    size = source.size
-                    if source.root is not None:
-                        block_bytes, block = TYPES[source.type]
-                        size = source.elements // block * block_bytes
+                    size = source.size if source.root is None else source.span
                     copy = Tensor("none", source.shape, source.type, size=size)
                     if self.backends.copies > 1:
                         copy.is_input = copy.is_output = True
@@ -260,9 +267,7 @@ class _Scheduler:
                 if leaf.is_input:
                     leaf.is_output = True
                     leafs.append((leaf, of[id(leaf)]))
-                    leafs += [
-                        (self._twin(leaf), of[id(leaf)]) for _ in range(copies - 1)
-                    ]
+                    leafs += [(self._twin(leaf), of[id(leaf)]) for _ in range(copies - 1)]
         ends = [split.start for split in self.splits[1:]] + [len(nodes)]
         for split, end in zip(self.splits, ends, strict=True):
             for source in split.inputs:
@@ -385,6 +390,13 @@ class _Allocator:
                     elif key in self.owned:
                         self._release(source)
         return [pool.peak for pool in self.pools]
+
+
+def attention_backends(graph: Graph, backends: Backends) -> dict[int, int]:
+    """On which backend each layer's flash attention would run."""
+    scheduler = _Scheduler(graph, backends, pins=True)
+    scheduler.assign()
+    return {node.layer: scheduler.of[id(node)] for node in graph.nodes if node.op == "flash_attn"}
 
 
 def compute_buffers(graph: Graph, backends: Backends) -> list[int]:

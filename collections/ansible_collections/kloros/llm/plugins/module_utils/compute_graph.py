@@ -55,15 +55,35 @@ def shape4(*sizes: int) -> Shape:
     return a, b, c, d
 
 
+def _contiguous(shape: Shape, type_: str) -> Shape:
+    block_bytes, block = TYPES.get(type_, (1, 1))
+    row = shape[0] // block * block_bytes
+    return block_bytes, row, row * shape[1], row * shape[1] * shape[2]
+
+
 class Tensor:
     """One tensor: `op` "none" is a leaf; `root` the tensor that a view looks at.
 
     `place`: the backend whose buffer holds it already (weights, caches), None if the graph's
-    allocator gives it room; `weight`: that buffer holds weights. `pinned`: a backend it is forced to.
+    allocator gives it room; `weight`: that buffer holds weights. `strides` in bytes as ggml's `nb`.
+    `pinned`: a backend that llama.cpp wishes it to run on; `layer`: of an attention, which one.
     """
 
-    __slots__ = ("is_input", "is_output", "op", "pinned", "place", "root", "shape", "size",
-                 "sources", "type", "weight")
+    __slots__ = (
+        "is_input",
+        "is_output",
+        "layer",
+        "op",
+        "pinned",
+        "place",
+        "root",
+        "shape",
+        "size",
+        "sources",
+        "strides",
+        "type",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -77,6 +97,7 @@ class Tensor:
         place: int | None = None,
         weight: bool = False,
         is_input: bool = False,
+        strides: Shape | None = None,
     ) -> None:
         self.op = op
         self.shape = shape
@@ -91,11 +112,29 @@ class Tensor:
         self.weight = weight
         self.is_input = is_input
         self.is_output = False
+        self.strides = strides or _contiguous(shape, type_)
         self.pinned: int | None = None
+        self.layer = -1
 
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """ggml_nbytes: from the first to the last byte, gaps of a view included."""
+        if not all(self.shape):
+            return 0
+        block_bytes, block = TYPES.get(self.type, (1, 1))
+        if block == 1:
+            size = block_bytes
+            for count, stride in zip(self.shape, self.strides, strict=True):
+                size += (count - 1) * stride
+            return size
+        size = self.shape[0] * self.strides[0] // block
+        for count, stride in zip(self.shape[1:], self.strides[1:], strict=True):
+            size += (count - 1) * stride
+        return size
 
 
 class Graph:
@@ -135,8 +174,8 @@ def new_input(type_: str, *sizes: int) -> Tensor:
     return Tensor("none", shape4(*sizes), type_, is_input=True)
 
 
-def view(source: Tensor, *sizes: int, op: str = "view") -> Tensor:
-    """A view with another shape; it takes no memory."""
+def view(source: Tensor, *sizes: int, op: str = "view", strides: Shape | None = None) -> Tensor:
+    """A view with another shape, without gaps unless `strides` are given; it takes no memory."""
     return Tensor(
         op,
         shape4(*sizes),
@@ -145,7 +184,19 @@ def view(source: Tensor, *sizes: int, op: str = "view") -> Tensor:
         root=source.root or source,
         size=0,
         place=source.place,
+        strides=strides,
     )
+
+
+def columns(source: Tensor, *inner: int) -> Tensor:
+    """Some columns of each row, those split up into `inner` dimensions."""
+    sizes = [*inner, *source.shape[1:]][:4]
+    strides = [source.strides[0]]
+    for size in inner[:-1]:
+        strides.append(strides[-1] * size)
+    strides += source.strides[1:]
+    a, b, c, d = strides[:4]
+    return view(source, *sizes, strides=(a, b, c, d))
 
 
 def reshape(source: Tensor, *sizes: int) -> Tensor:
@@ -155,14 +206,18 @@ def reshape(source: Tensor, *sizes: int) -> Tensor:
 def permute(source: Tensor, a: int, b: int, c: int, d: int) -> Tensor:
     """Dimension 0 becomes dimension `a`, and so on."""
     sizes = [0, 0, 0, 0]
-    for to, size in zip((a, b, c, d), source.shape, strict=True):
-        sizes[to] = size
-    return view(source, *sizes, op="permute")
+    strides = [0, 0, 0, 0]
+    for position, to in enumerate((a, b, c, d)):
+        sizes[to] = source.shape[position]
+        strides[to] = source.strides[position]
+    e, f, g, h = strides
+    return view(source, *sizes, op="permute", strides=(e, f, g, h))
 
 
 def transpose(source: Tensor) -> Tensor:
     a, b, c, d = source.shape
-    return view(source, b, a, c, d, op="transpose")
+    e, f, g, h = source.strides
+    return view(source, b, a, c, d, op="transpose", strides=(f, e, g, h))
 
 
 def like(op: str, source: Tensor, *others: Tensor | None) -> Tensor:
@@ -245,6 +300,4 @@ def glu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 
 def top_k(source: Tensor, count: int) -> Tensor:
     """ggml_argsort_top_k: all indices are sorted, a view shows the first."""
-    order = Tensor("argsort", source.shape, "i32", (source,))
-    _, b, c, d = source.shape
-    return view(order, count, b, c, d)
+    return columns(Tensor("argsort", source.shape, "i32", (source,)), count)

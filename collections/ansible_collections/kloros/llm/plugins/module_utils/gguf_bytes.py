@@ -14,6 +14,7 @@ MIB: Final = 1024 * 1024
 FIRST_BYTES: Final = 4 * MIB
 LIMIT_BYTES: Final = 64 * MIB
 MAX_REQUESTS: Final = 16
+MAX_FRUITLESS: Final = 4  # answers without a byte
 _READ_BYTES: Final = 256 * 1024
 # How a CDN answers a signed address that has expired.
 _EXPIRED: Final = (400, 401, 403, 404, 410)
@@ -95,9 +96,9 @@ class HttpBytes:
     """The beginning of what lies at a URL: fetched in a few growing ranges, and kept.
 
     The first request asks for `first_bytes`, the next for three times as much, each later one for
-    as much as is there. After a redirect the later ones go to the final address; where that has expired, the original
-    is asked once more. `token` goes to the host of `url` only. A server that ignores ranges is read
-    as far as needed. Nothing is read beyond `limit_bytes`. Raises HttpError.
+    as much as is there. After a redirect the later ones go to the final address; where that has
+    expired, the original is asked once more. `token` goes to the host of `url` only. A server that
+    ignores ranges is read as far as needed. Nothing is read beyond `limit_bytes`. Raises HttpError.
 
     `requests` counts those answered, a redirect (or several at once) as one more; `fetched_bytes`
     the bytes of the answers that were read. `hub` is what a Hub said of the file.
@@ -179,6 +180,11 @@ class HttpBytes:
             response.__exit__()
         if len(self._data) == before and not self._ended:
             self._fruitless += 1
+            if self._fruitless >= MAX_FRUITLESS:
+                raise HttpError(
+                    f"{self.description}: byte {before} never came, {self._fruitless} times "
+                    f"({failure}); the server is in trouble, try again later"
+                )
             self._client.wait_before_retry(self._fruitless, failure)
 
     def _grown_target(self) -> int:

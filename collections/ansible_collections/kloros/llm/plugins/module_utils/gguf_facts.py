@@ -40,6 +40,7 @@ def model_facts(model: GgufModel) -> dict[str, Any]:
         "version": header.version,
         "byte_order": header.byte_order,
         "tensors": len(header.tensors),
+        "data_bytes": sum(tensor.size_bytes for tensor in header.tensors),
         "bytes_by_type": _bytes_by_type(header),
         "tokenizer": _text(header, "tokenizer.ggml.model"),
         "vocabulary": _length(header, "tokenizer.ggml.tokens"),

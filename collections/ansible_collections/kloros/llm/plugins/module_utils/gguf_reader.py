@@ -74,7 +74,8 @@ def read_header(source: ByteSource, limits: Limits | None = None) -> GgufHeader:
     """Read the header: versions 2 and 3, both byte orders.
 
     Long arrays become `SkippedArray`, and so do strings that are too long to keep, with the
-    element type "char". Bytes that are no UTF-8 become U+FFFD in values and `\\xNN` in names.
+    element type "char". Bytes that are no UTF-8 become U+FFFD in values; a name with such bytes is
+    written with `\\xNN`.
     Tensors that do not fit into `source.size_bytes` are an error; a size of None is not checked.
 
     Raises:
@@ -448,7 +449,11 @@ class _Parser:
                 f"{self._limits.names_bytes} are accepted",
                 at,
             )
-        return self._cursor.take(length, what).decode("utf-8", errors="backslashreplace")
+        raw = self._cursor.take(length, what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return repr(raw)[2:-1]  # the codec's own "backslashreplace" takes half a second a MiB
 
 
 def _shown(name: str) -> str:

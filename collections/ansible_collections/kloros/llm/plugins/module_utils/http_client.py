@@ -88,8 +88,8 @@ class _Body(Protocol):
 class _Answer(http.client.HTTPResponse):
     """http.client's response, which can also be read into a buffer as bytes come in."""
 
-    was_read = False
-    """Whether, when it was closed, nothing was left to read."""
+    was_cut = False
+    """Whether, when it was closed, something was left to read."""
 
     def readinto1(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer)
@@ -102,7 +102,7 @@ class _Answer(http.client.HTTPResponse):
         return got
 
     def close(self) -> None:
-        self.was_read = self.was_read or self.isclosed() or self.length == 0
+        self.was_cut = self.was_cut or not (self.isclosed() or self.length == 0)
         super().close()
 
 
@@ -436,7 +436,7 @@ class Connection:
             return False
         if self._answer is not None:
             self._answer.close()
-            return self._answer.was_read
+            return not self._answer.was_cut
         return True
 
     def _be_done_with(self, body: _Answer) -> None:

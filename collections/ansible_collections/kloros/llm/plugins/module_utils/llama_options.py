@@ -18,9 +18,7 @@ class ManagedOption:
     instead: str
 
 
-_FROM_GPUS = (
-    "set `gpus`, and `offload`, `gpu_layers`, `split_mode`, `main_gpu` or `tensor_split`"
-)
+_FROM_GPUS = "set `gpus`, and `offload`, `gpu_layers`, `split_mode`, `main_gpu` or `tensor_split`"
 _LOG_IS_READ = "what lies on a GPU is read from the log, in the journal"
 _IN_FRONT = "TLS and paths are for a proxy in front; an instance is asked for its /health plainly"
 

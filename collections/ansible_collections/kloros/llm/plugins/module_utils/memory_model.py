@@ -12,12 +12,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from .compute_buffers import Backends, compute_buffers
+from .compute_buffers import Backends, attention_backends, compute_buffers
 from .model_families import EXACT, build_graph
-from .model_graph import GraphConfig
+from .model_graph import QUANTISED_CACHES, GraphConfig, UnknownGraphError
 from .model_shape import (
     CUDA_ALIGNMENT,
     CUDA_ROW_PADDING,
@@ -28,6 +28,11 @@ from .model_shape import (
 
 MIB = 1024 * 1024
 HOST = "Host"
+MARGIN = 1.15  # on the compute buffers of an architecture whose graph is not followed exactly
+KEPT_OF_A_KIND = 3
+KEPT_WITH_COPIES = 6  # copies between backends take some more layers until the peak is reached
+# Their layers read slices of one large tensor, so that what is free changes from layer to layer.
+EACH_LAYER_COUNTS = frozenset({"gemma3n"})
 PIPELINE_COPIES = 4  # ggml-backend.cpp GGML_SCHED_MAX_COPIES
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama.h llama_pooling_type
 
@@ -50,6 +55,9 @@ CACHE_TYPES = {
 # x86-64 with AVX2 repacks these for the CPU, which makes a second copy of a tied output matrix
 # (ggml-cpu/repack.cpp).
 REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
+# Their tied output is made before the embedding, and is not recognised as the same tensor
+# (src/models/gemma3n.cpp, gemma4.cpp): a second copy in main memory as well.
+COPIED_OUTPUT = frozenset({"gemma3n", "gemma4"})
 
 
 class MemoryModelError(ValueError):
@@ -68,6 +76,7 @@ class RunConfig:
     `flash_attention`: "auto" is on wherever a device can do it. `draft_tokens`: at most so many are
     drafted at once for a slot. `all_outputs`: logits for each token, as llama-fit-params reserves.
     `cuda_sizes`: False for devices that pad tensors as main memory does (the stand-in CUDA).
+    `cpu_repack`: without a GPU the CPU may keep matrices in another order (--no-repack: False).
     """
 
     context_tokens: int
@@ -91,6 +100,7 @@ class RunConfig:
     draft_tokens: int = 0
     all_outputs: bool = False
     cuda_sizes: bool = True
+    cpu_repack: bool = True
 
 
 @dataclass(frozen=True)
@@ -270,18 +280,57 @@ def _cache_tensors(
             yield elements * 4 * context.sequences, elements, elements * 4, False
 
 
-def uses_flash_attention(config: RunConfig) -> bool:
+@dataclass(frozen=True)
+class Flash:
+    """Flash attention in the graph, and whether the cache was laid out for it."""
+
+    graph: bool
+    cache: bool
+
+
+def _flash(config: RunConfig) -> Flash:
     if config.flash_attention == "off":
         if config.cache_type_v not in {"f32", "f16", "bf16"}:
             raise MemoryModelError(
                 f"a V cache of type {config.cache_type_v} needs flash attention, and it is off"
             )
-        return False
-    return True
+        return Flash(graph=False, cache=False)
+    return Flash(graph=True, cache=True)
+
+
+def _telling_layers(shape: ModelShape, config: RunConfig, place: Placement) -> tuple[int, ...]:
+    """Layers enough to know the peak: of each kind and device the first ones and the last ones.
+
+    A layer in the middle of its like finds the buffer as the one before it did.
+    """
+    if shape.architecture in EACH_LAYER_COUNTS:
+        return tuple(range(shape.trunk_layers))
+    of_kind: dict[object, list[int]] = {}
+    for index in range(shape.trunk_layers):
+        layer = shape.layers[index]
+        device = place.layers[index]
+        on_cpu = index < config.cpu_moe_layers
+        copied = bool(place.devices) and (device < 0 or on_cpu)
+        kind = (
+            device,
+            on_cpu,
+            layer.graph_kind,
+            layer.tensor_kind if copied else None,
+        )
+        of_kind.setdefault(kind, []).append(index)
+    picked = {shape.trunk_layers - 1}
+    whole = all(device >= 0 for device in place.layers) or not place.devices
+    kept = KEPT_OF_A_KIND
+    if not whole or config.cpu_moe_layers or not config.kv_offload:
+        kept = KEPT_WITH_COPIES
+    for indices in of_kind.values():
+        picked.update(indices[:kept])
+        picked.update(indices[-kept:])
+    return tuple(sorted(picked))
 
 
 def _graph_config(
-    shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: bool
+    shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: Flash
 ) -> GraphConfig:
     cpu = len(place.devices)
 
@@ -304,16 +353,42 @@ def _graph_config(
         swa_cells=context.swa_cells,
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,
-        flash=flash,
+        flash=flash.graph,
+        transposed_values=not flash.cache,
         layers=tuple(backend(device) for device in place.layers),
         output=backend(place.output),
         cpu=cpu,
         cpu_moe_layers=config.cpu_moe_layers,
         kv_offload=config.kv_offload,
-        full_offload=place.output >= 0 and all(device >= 0 for device in place.layers),
         embeddings=config.embeddings,
         pooling=pooling,
+        indices=_telling_layers(shape, config, place),
     )
+
+
+def _flash_stays(shape: ModelShape, config: RunConfig, plan: GraphConfig) -> bool:
+    """llama_context::resolve_fused_ops: auto turns it off if one layer's would run elsewhere."""
+    if config.cuda_sizes and any(
+        not cuda_flash_attention(layer)
+        for index, layer in enumerate(shape.layers)
+        if layer.cached and plan.layers[index] != plan.cpu
+    ):
+        return False
+    probe = replace(plan, tokens=plan.sequences, outputs=plan.sequences)
+    backends = Backends(devices=plan.cpu, cuda=config.cuda_sizes)
+    ran = attention_backends(build_graph(shape, probe), backends)
+    return all(plan.layers[index] == backend for index, backend in ran.items() if index >= 0)
+
+
+def cuda_flash_attention(layer: LayerShape) -> bool:
+    """Whether CUDA has a kernel for such heads (ggml-cuda/fattn.cu, best kernel)."""
+    key, value = layer.key_length, layer.value_length
+    ratio = layer.heads // max(layer.kv_heads, 1)
+    if not value:  # MLA: the values are the front part of the keys
+        return (key, ratio >= 2) == (576, True)
+    if key in {40, 64, 72, 80, 96, 112, 128, 256}:
+        return value == key
+    return (key == 512 == value and ratio >= 2) or (key == 192 and value == 128 and ratio % 8 == 0)
 
 
 def _pipeline(config: RunConfig, place: Placement) -> bool:
@@ -329,16 +404,67 @@ def _pipeline(config: RunConfig, place: Placement) -> bool:
 
 
 def _compute(
-    shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: bool
+    shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: Flash
 ) -> list[int]:
     """Compute buffers of the devices, main memory last."""
-    graph = build_graph(shape, _graph_config(shape, config, context, place, flash))
+    plan = _graph_config(shape, config, context, place, flash)
+    try:
+        stays = (
+            config.flash_attention != "auto"
+            or not place.devices
+            or _flash_stays(shape, config, plan)
+        )
+    except UnknownGraphError:
+        return _bound(shape, config, context, place)
+    if not stays:
+        if config.cache_type_v in QUANTISED_CACHES:
+            raise MemoryModelError(
+                "flash attention cannot run where the layers are, and without it a V cache of type "
+                f"{config.cache_type_v} is refused: use f16, or other gpu_layers"
+            )
+        plan = replace(plan, flash=False)
     backends = Backends(
         devices=len(place.devices),
         copies=PIPELINE_COPIES if _pipeline(config, place) else 1,
         cuda=config.cuda_sizes,
     )
-    return compute_buffers(graph, backends)
+    try:
+        sizes = compute_buffers(build_graph(shape, plan), backends)
+    except UnknownGraphError:
+        return _bound(shape, config, context, place)
+    if shape.architecture not in EXACT:
+        sizes = [int(size * MARGIN) for size in sizes]
+    return sizes
+
+
+def _bound(shape: ModelShape, config: RunConfig, context: Context, place: Placement) -> list[int]:
+    """Compute buffers where the graph is not known: more than such models have been seen to take."""
+    tokens = min(context.total, context.ubatch)
+    outputs = tokens if config.embeddings or config.all_outputs else min(tokens, config.slots)
+    wide = max(
+        (max((*tensor.shape[1:2], 0)) for layer in shape.layers for tensor in layer.dense),
+        default=0,
+    )
+    used = max((layer.experts_used for layer in shape.layers), default=0)
+    routed = max((layer.expert_feed_forward for layer in shape.layers), default=0) * used
+    state = max(
+        (sum(recurrent_state_elements(shape, layer)) for layer in shape.layers if layer.recurrent),
+        default=0,
+    )
+    floats = tokens * (8 * shape.embedding_length + 4 * wide + 3 * routed)
+    floats += outputs * shape.vocabulary + 3 * state * config.slots
+    mask = context.cells * tokens * 2 + context.swa_cells * tokens * 2
+    size = 4 * floats + mask
+    if config.flash_attention == "off":
+        size += 8 * tokens * context.cells * max((layer.heads for layer in shape.layers), default=0)
+    if not place.devices:
+        return [size]
+    copied = 0
+    if config.cpu_moe_layers or any(device < 0 for device in place.layers):
+        copied = max(layer.weights_bytes for layer in shape.layers)
+    copies = PIPELINE_COPIES if _pipeline(config, place) else 1
+    inputs = copies * (mask + 4 * tokens * shape.embedding_length)
+    return [size + copied + inputs] * len(place.devices) + [inputs * 2]
 
 
 def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
@@ -355,7 +481,7 @@ def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
         raise MemoryModelError("split mode tensor cannot be computed, nor asked of the engine")
     place = placement(shape, config)
     context = context_of(shape, config)
-    flash = uses_flash_attention(config)
+    flash = _flash(config)
     host = len(place.devices)
     weights = [0] * (host + 1)
     cache = [0] * (host + 1)
@@ -374,7 +500,7 @@ def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
                     weights[device] += layer.experts_cuda_bytes
         on = device if config.kv_offload else -1
         for size, elements, row, quantised in _cache_tensors(
-            shape, config, context, layer, flash
+            shape, config, context, layer, flash.cache
         ):
             if on < 0:
                 cache[host] += _pad(size, HOST_ALIGNMENT)
@@ -393,7 +519,9 @@ def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
     if shape.tied_output is not None:
         if place.output >= 0:
             weights[place.output] += shape.tied_output.cuda_bytes
-        elif not place.devices and shape.tied_output.type in REPACKED:
+        elif shape.architecture in COPIED_OUTPUT or (
+            not place.devices and config.cpu_repack and shape.tied_output.type in REPACKED
+        ):
             weights[host] += shape.tied_output.host_bytes
 
     compute = _compute(shape, config, context, place, flash)

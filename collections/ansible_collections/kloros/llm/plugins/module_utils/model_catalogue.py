@@ -190,6 +190,10 @@ class Catalogue:
         """
         return self._survey().find(text)
 
+    def owner(self, text: str) -> Model:
+        """The model that a name, an alias or a file name belongs to, in force or not."""
+        return self._survey().owner(text)[0]
+
     # Aliases
 
     def set_alias(self, alias: str, target: str) -> Alias:
@@ -199,6 +203,9 @@ class Catalogue:
                 f"'{alias}' cannot be an alias; needed: printable text without '@' and without "
                 "blanks around it"
             )
+        model, _, wanted = self._survey().owner(target)
+        if wanted:
+            self._keep(model, pick(model, wanted))
         with self._changing() as (stored, survey):
             if any(alias in (model.name, model.file) for model in survey.models.values()):
                 raise CatalogueError(f"'{alias}' is a model's own name; choose another alias")
@@ -211,6 +218,13 @@ class Catalogue:
             fresh = Alias(alias, model.file, version, previous)
             stored.aliases[alias] = fresh
             return replace(fresh, model=model.name)
+
+    def _keep(self, model: Model, version: Version) -> None:
+        """Have a version at a path of its own, also while it is in force."""
+        with self._model_lock(model.file):
+            record = read_record(model.path)
+            if record and record.version == version.id:
+                keep_version(self.directory, record, self.directory)
 
     def remove_alias(self, alias: str) -> Alias:
         """Forget an alias that was set here; those in records belong to the inventory."""
@@ -311,11 +325,14 @@ class Catalogue:
         """
         model, _, _ = self._survey().owner(name)
         incoming = version_directory(self.directory, f".new-{_short(model.file)}")
-        make_directory(self.directory, incoming.parent)
-        with file_lock(beside(incoming, ".lock"), self._waiting(f"{model.name} is being updated")):
-            updated = self._update_alone(model, incoming, store, settings)
-            remove_tree(incoming)
-        remove_if_empty(incoming)
+        with file_lock(
+            beside(model.path, ".update.lock"), self._waiting(f"{model.name} is being updated")
+        ):
+            try:
+                updated = self._update_alone(model, incoming, store, settings)
+                remove_tree(incoming)
+            finally:
+                remove_if_empty(incoming)
         if promote and updated.version != model.active:
             return replace(updated, switch=self._put_in_force(model, updated.version))
         return updated
@@ -336,6 +353,8 @@ class Catalogue:
             return Updated(model.name, False, version, "the newest version is kept already")
         request = self._seed(model, record, check.newest, incoming, settings)
         outcome = store.fetch(request)
+        # Before the new version is there: it has never been in force.
+        self.refresh()
         kept = keep_version(self.directory, outcome.after, incoming)
         if kept is None:
             raise CatalogueError(
@@ -411,9 +430,9 @@ class Catalogue:
             for path in removal.paths:
                 path.unlink(missing_ok=True)
             sync_directory(self.directory)
-            for path in removal.paths:
-                if path.parent != self.directory:
-                    remove_if_empty(path.parent)
+            versions = self.directory / VERSIONS_DIR
+            for place in [*versions.glob("*"), versions / "any"]:
+                remove_if_empty(place)
             if self._path.exists():
                 with self._changing() as (stored, _):
                     stored.entries.pop(first, None)
@@ -528,8 +547,7 @@ class Catalogue:
         if not is_busy(self.directory):
             if not dry_run:
                 for path in self.directory.glob("*.staged"):
-                    with self._model_lock(path.name.removesuffix(".staged")):
-                        """Entering goes on with what was begun."""
+                    self._finish(path.name.removesuffix(".staged"))
             items += self._left_behind(time.time() - older_than_days * 86400, dry_run=dry_run)
         return Garbage(tuple(items), sum(item.freed_bytes for item in items))
 
@@ -574,7 +592,7 @@ class Catalogue:
     def refresh(self) -> None:
         """Write down what is in force now, so that the order of versions is known later."""
         with self._changing():
-            """Leaving completes it."""
+            pass
 
     def _survey(self) -> Survey:
         return Survey(self.directory, stored_from(read_json(self._path)))
@@ -600,6 +618,10 @@ class Catalogue:
         with file_lock(beside(path, ".lock"), self._waiting(f"another process works on {first}")):
             finish(path)
             yield
+
+    def _finish(self, first: str) -> None:
+        with self._model_lock(first):
+            pass
 
     def _waiting(self, reason: str) -> Callable[[], None]:
         return lambda: self._on_wait(reason)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from .compute_graph import (
     Graph,
     Tensor,
+    columns,
     concat,
     cont,
     get_rows,
-    glu,
     like,
     mul_mat,
     new_input,
@@ -55,6 +55,7 @@ class Traits:
     post_norms: bool = True
     hidden_output: bool = False
     rope_factors: bool = False
+    rope_sliding_only: bool = False
 
 
 KNOWN: dict[str, Traits] = {
@@ -80,7 +81,7 @@ KNOWN: dict[str, Traits] = {
         hidden_output=True,
     ),
     "command-r": Traits(parallel=True, logit_scales=1),
-    "cohere2": Traits(parallel=True, logit_scales=1),
+    "cohere2": Traits(parallel=True, logit_scales=1, rope_factors=True, rope_sliding_only=True),
 }
 
 RECURRENT_FAMILY = frozenset({"mamba", "mamba2"})
@@ -136,11 +137,11 @@ def _rotated(
     norm_q = parts.weight(index, "attn_q_norm.weight")
     norm_k = parts.weight(index, "attn_k_norm.weight")
     if norm_q is not None:
-        q = parts.norm(q, norm_q, index=index)
+        q = parts.norm(q, norm_q)
     if rope:
         q = parts.rope(index, q, factors=factors)
     if norm_k is not None:
-        k = parts.norm(k, norm_k, index=index)
+        k = parts.norm(k, norm_k)
     if rope:
         k = parts.rope(index, k, factors=factors)
     return q, k, v
@@ -153,9 +154,9 @@ def _transformer(parts: GraphParts, traits: Traits) -> Graph:
         current = like("scale", current)
     full, sliding = _attention_inputs(parts)
     rows = parts.output_rows()
-    last = parts.layer_count - 1
+    last = parts.last
     layer_input = current
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         layer = parts.layer(index)
         residual = layer_input
         current = parts.layer_norm(index, "attn_norm", layer_input)
@@ -187,7 +188,7 @@ def _transformer(parts: GraphParts, traits: Traits) -> Graph:
             continue
         post = parts.weight(index, "post_attention_norm.weight") if traits.post_norms else None
         if post is not None:
-            current = parts.norm(current, post, index=index)
+            current = parts.norm(current, post, pin=False)
         if residual_scaled:
             current = like("scale", current)
         between = like("add", current, residual)
@@ -208,7 +209,7 @@ def _transformer(parts: GraphParts, traits: Traits) -> Graph:
             current = parts.feed_forward(index, current, traits.activation)
         post = parts.weight(index, "post_ffw_norm.weight") if traits.post_norms else None
         if post is not None:
-            current = parts.norm(current, post)
+            current = parts.norm(current, post, pin=False)
         if residual_scaled:
             current = like("scale", current)
         layer_input = like("add", current, between)
@@ -227,10 +228,10 @@ def _mamba(parts: GraphParts) -> Graph:
     states = parts.state_input()
     rows = parts.output_rows()
     block = parts.mamba2 if parts.shape.architecture == "mamba2" else parts.mamba
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         current = parts.layer_norm(index, "attn_norm", layer_input)
         current = block(index, states, current)
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             layer_input = get_rows(layer_input, rows)
         layer_input = like("add", current, layer_input)
@@ -246,7 +247,7 @@ def _hybrid(parts: GraphParts) -> Graph:
     states = parts.state_input()
     caches = parts.attention_input()
     rows = parts.output_rows()
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         residual = layer_input
         current = parts.layer_norm(index, "attn_norm", layer_input)
         if not parts.layer(index).recurrent:
@@ -256,7 +257,7 @@ def _hybrid(parts: GraphParts) -> Graph:
             current = parts.mamba(index, states, current)
         else:
             current = parts.mamba2(index, states, current)
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             residual = get_rows(residual, rows)
         if scaled:
@@ -279,7 +280,7 @@ def _falcon_h1(parts: GraphParts) -> Graph:
     states = parts.state_input()
     caches = parts.attention_input()
     rows = parts.output_rows()
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         residual = layer_input
         current = parts.layer_norm(index, "attn_norm", layer_input)
         q, k, v = _rotated(parts, index, current)
@@ -288,7 +289,7 @@ def _falcon_h1(parts: GraphParts) -> Graph:
         scanned = parts.mamba2(index, states, current)
         current = like("add", attended, scanned)
         residual = like("add", current, residual)
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             residual = get_rows(residual, rows)
         current = parts.layer_norm(index, "ffn_norm", residual)
@@ -310,12 +311,12 @@ def _lfm2(parts: GraphParts) -> Graph:
     def shortconv(index: int, current: Tensor) -> Tensor:
         current = reshape(current, width, parts.seq_tokens, sequences)
         joined = mul_mat(parts.need(index, "shortconv.in_proj.weight"), current)
-        b, c, x = (view(joined, width, parts.seq_tokens, sequences) for _ in range(3))
+        b, c, x = (columns(joined, width) for _ in range(3))
         mixed = parts.convolution(index, states, like("mul", b, x), width, kernel="shortconv.conv")
         result = mul_mat(parts.need(index, "shortconv.out_proj.weight"), like("mul", c, mixed))
         return reshape(result, width, parts.tokens)
 
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         layer = parts.layer(index)
         before = current
         current = parts.layer_norm(index, "attn_norm", current)
@@ -323,8 +324,8 @@ def _lfm2(parts: GraphParts) -> Graph:
             current = shortconv(index, current)
         else:
             q, k, v = parts.qkv(index, current)
-            q = parts.norm(q, parts.weight(index, "attn_q_norm.weight"), index=index)
-            k = parts.norm(k, parts.weight(index, "attn_k_norm.weight"), index=index)
+            q = parts.norm(q, parts.weight(index, "attn_q_norm.weight"))
+            k = parts.norm(k, parts.weight(index, "attn_k_norm.weight"))
             q = parts.rope(index, q, factors=False)
             k = parts.rope(index, k, factors=False)
             current = parts.cached_attention(
@@ -335,7 +336,7 @@ def _lfm2(parts: GraphParts) -> Graph:
                 v,
                 key_first=shape.sliding_window > 0,
             )
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             before = get_rows(before, rows)
         current = like("add", before, current)
@@ -360,21 +361,19 @@ def _bert(parts: GraphParts) -> Graph:
     if types is not None:
         current = like("add", current, view(types, parts.n_embd))
     if name == "bert":
-        table = parts.model_weight("position_embd.weight", config.cpu)
-        assert table is not None
+        table = parts.need_of_model("position_embd.weight", config.cpu)
         current = like("add", get_rows(table, parts.positions()), current)
     first = config.layers[0]
     current = parts.norm(
         current,
         parts.model_weight("token_embd_norm.weight", first),
         parts.model_weight("token_embd_norm.bias", first),
-        index=0,
     )
     mask = new_input("f16" if config.flash else "f32", parts.tokens, parts.tokens)
     rows = parts.output_rows()
     every = shape.parameter("moe_every_n_layers")
     layer_input = current
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         q, k, v = parts.qkv(index, layer_input)
         if parts.weight(index, "attn_q_norm.weight") is not None:
             flat = reshape(q, q.shape[0] * q.shape[1], parts.tokens)
@@ -389,7 +388,7 @@ def _bert(parts: GraphParts) -> Graph:
             graph.expand(entry)
         current = parts.attention(q, k, v, mask, transposed=False)
         current = parts.linear(index, "attn_output", current)
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             layer_input = get_rows(layer_input, rows)
         current = like("add", current, layer_input)
@@ -426,7 +425,7 @@ def _deepseek2(parts: GraphParts) -> Graph:
     layer_input = parts.input_embedding()
     caches = parts.attention_input()
     rows = parts.output_rows()
-    for index in range(parts.layer_count):
+    for index in parts.indices:
         layer = parts.layer(index)
         key = mla or layer.key_length
         straight = key - turned
@@ -435,20 +434,18 @@ def _deepseek2(parts: GraphParts) -> Graph:
         current = parts.layer_norm(index, "attn_norm", layer_input)
         if parts.weight(index, "attn_q.weight") is None:
             q = mul_mat(parts.need(index, "attn_q_a.weight"), current)
-            q = parts.norm(q, parts.weight(index, "attn_q_a_norm.weight"), index=index)
+            q = parts.norm(q, parts.weight(index, "attn_q_a_norm.weight"))
             q = mul_mat(parts.need(index, "attn_q_b.weight"), q)
         else:
             q = mul_mat(parts.need(index, "attn_q.weight"), current)
         q = reshape(q, key, heads, tokens)
         joined = mul_mat(parts.need(index, "attn_kv_a_mqa.weight"), current)
-        compressed = view(joined, latent, tokens)
-        k_turned = parts.rope(index, view(joined, turned, 1, tokens), factors=False)
-        compressed = parts.norm(
-            compressed, parts.weight(index, "attn_kv_a_norm.weight"), index=index
-        )
+        compressed = columns(joined, latent)
+        k_turned = parts.rope(index, columns(joined, turned, 1), factors=False)
+        compressed = parts.norm(compressed, parts.weight(index, "attn_kv_a_norm.weight"))
         if mla:
-            q_straight = view(q, straight, heads, tokens)
-            q_turned = parts.rope(index, view(q, turned, heads, tokens), factors=False)
+            q_straight = columns(q, straight)
+            q_turned = parts.rope(index, columns(q, turned), factors=False)
             absorbed = mul_mat(
                 parts.need(index, "attn_k_b.weight"), permute(q_straight, 0, 2, 1, 3)
             )
@@ -464,12 +461,13 @@ def _deepseek2(parts: GraphParts) -> Graph:
             )
         else:
             both = mul_mat(parts.need(index, "attn_kv_b.weight"), compressed)
-            k_straight = view(both, straight, heads, tokens)
-            v = cont(view(both, layer.value_length, heads, tokens))
+            both = reshape(both, straight + layer.value_length, heads, tokens)
+            k_straight = columns(both, straight)
+            v = cont(columns(both, layer.value_length))
             q = parts.rope(index, q, factors=False)
             k = concat(k_straight, repeat(k_turned, turned, heads, tokens), 0)
             current = parts.cached_attention(index, caches, q, k, v)
-        if index == parts.layer_count - 1:
+        if index == parts.last:
             current = get_rows(current, rows)
             residual = get_rows(residual, rows)
         between = like("add", current, residual)
@@ -501,7 +499,7 @@ def _gemma3n(parts: GraphParts) -> Graph:
         return like("sqrt", sum_rows(like("sqr", tensor)))
 
     def modalities(index: int, tensor: Tensor) -> Tensor:
-        routed = parts.norm(tensor, parts.need(index, "altup_router_norm.weight"), index=index)
+        routed = parts.norm(tensor, parts.need(index, "altup_router_norm.weight"))
         routed = like("scale", routed)
         return like("unary", mul_mat(parts.need(index, "altup_router.weight"), routed))
 
@@ -531,44 +529,39 @@ def _gemma3n(parts: GraphParts) -> Graph:
 
     layer_input = like("scale", parts.input_embedding())
     full, sliding = _attention_inputs(parts)
-    table = parts.model_weight("per_layer_token_embd.weight", config.cpu)
-    assert table is not None
+    table = parts.need_of_model("per_layer_token_embd.weight", config.cpu)
     narrow = table.shape[0] // layers
     per_layer = get_rows(table, new_input("i32", tokens))
     per_layer = parts.graph.expand(like("scale", reshape(per_layer, narrow, layers, tokens)))
     first = config.layers[0]
-    projection = parts.model_weight("per_layer_model_proj.weight", first)
-    assert projection is not None
+    projection = parts.need_of_model("per_layer_model_proj.weight", first)
     projected = reshape(like("scale", mul_mat(projection, layer_input)), narrow, layers, tokens)
     projected = parts.norm(projected, parts.model_weight("per_layer_proj_norm.weight", first))
     per_layer = like("scale", like("add", projected, per_layer))
     per_layer = cont(permute(per_layer, 0, 2, 1, 3))
 
-    up = parts.model_weight("altup_proj.weight", config.output)
-    down = parts.model_weight("altup_unembd_proj.weight", config.output)
-    assert up is not None
-    assert down is not None
+    up = parts.need_of_model("altup_proj.weight", config.output)
+    down = parts.need_of_model("altup_unembd_proj.weight", config.output)
     target = magnitude(layer_input)
     added = mul_mat(up, repeat(layer_input, width, tokens, _ALTUP - 1))
-    # The magnitude is divided by before it is defined in the graph's order: sources, left to right.
     added = like("div", like("mul", added, target), magnitude(added))
     layer_input = concat(layer_input, added, 2)
 
     owners = [index for index in range(layers) if shape.layers[index].cached]
-    for index in range(layers):
+    for index in parts.indices:
         layer = parts.layer(index)
         predictions = predict(index, layer_input)
         active = slice_of(predictions)
         current = parts.layer_norm(index, "attn_norm", active)
         laurel = mul_mat(parts.need(index, "laurel_l.weight"), current)
         laurel = mul_mat(parts.need(index, "laurel_r.weight"), laurel)
-        laurel = parts.norm(laurel, parts.need(index, "laurel_post_norm.weight"), index=index)
+        laurel = parts.norm(laurel, parts.need(index, "laurel_post_norm.weight"))
         laurel = like("add", laurel, current)
         caches = sliding if layer.sliding else full
         if layer.cached:
             q, k, v = parts.qkv(index, current)
-            q = parts.norm(q, parts.need(index, "attn_q_norm.weight"), index=index)
-            k = parts.norm(k, parts.need(index, "attn_k_norm.weight"), index=index)
+            q = parts.norm(q, parts.need(index, "attn_q_norm.weight"))
+            k = parts.norm(k, parts.need(index, "attn_k_norm.weight"))
             v = like("rms_norm", v)
             q = parts.rope(index, q, factors=False)
             k = parts.rope(index, k, factors=False)
@@ -576,11 +569,11 @@ def _gemma3n(parts: GraphParts) -> Graph:
         else:
             q = mul_mat(parts.need(index, "attn_q.weight"), current)
             q = reshape(q, layer.key_length, layer.heads, tokens)
-            q = parts.norm(q, parts.need(index, "attn_q_norm.weight"), index=index)
+            q = parts.norm(q, parts.need(index, "attn_q_norm.weight"))
             q = parts.rope(index, q, factors=False)
             owner = len(owners) - (2 if layer.sliding else 1)
             current = parts.cached_attention(index, caches, q, None, None, owner=owner)
-        current = parts.norm(current, parts.need(index, "post_attention_norm.weight"), index=index)
+        current = parts.norm(current, parts.need(index, "post_attention_norm.weight"))
         current = like("add", current, active)
         joined = like("scale", like("add", current, laurel))
         current = parts.layer_norm(index, "ffn_norm", joined)
@@ -590,13 +583,13 @@ def _gemma3n(parts: GraphParts) -> Graph:
             gate = sparse(gate)
         current = like("mul", wide, like("unary", gate))
         current = mul_mat(parts.need(index, "ffn_down.weight"), current)
-        current = parts.norm(current, parts.need(index, "post_ffw_norm.weight"))
+        current = parts.norm(current, parts.need(index, "post_ffw_norm.weight"), pin=False)
         corrected = correct(index, predictions, like("add", current, joined))
         side = like("mul", slice_of(corrected), parts.need(index, "altup_correct_scale.weight"))
         side = like("unary", mul_mat(parts.need(index, "inp_gate.weight"), side))
         side = like("mul", side, slice_of(per_layer))
         side = mul_mat(parts.need(index, "proj.weight"), side)
-        side = parts.norm(side, parts.need(index, "post_norm.weight"), index=index)
+        side = parts.norm(side, parts.need(index, "post_norm.weight"))
         rest = view(corrected, width, tokens, _ALTUP - 1)
         layer_input = concat(slice_of(corrected), like("add", rest, side), 2)
 
@@ -608,6 +601,3 @@ def _gemma3n(parts: GraphParts) -> Graph:
         current = like("add", current, slice_of(merged))
     current = get_rows(like("scale", current), parts.output_rows())
     return parts.output(current, scaled=3)
-
-
-__all__ = ["EXACT", "KNOWN", "Traits", "build_graph", "glu"]

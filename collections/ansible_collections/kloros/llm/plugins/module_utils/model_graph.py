@@ -1,9 +1,9 @@
 # Copyright: the kloros-llm contributors
 # MIT License (see LICENSE)
-"""The parts that llama.cpp builds its graphs of: attention, feed-forward, experts, state spaces.
+"""The parts that llama.cpp builds its graphs of: attention, feed-forward, experts.
 
 Source: llama.cpp v0.5.0-dev, `src/llama-graph.cpp` (llm_graph_context), `src/llama-kv-cache.cpp`
-(get_k, cpy_k, …), `src/models/mamba-base.cpp`. Operations stand in the same order: where a tensor is
+(get_k, cpy_k, …). Operations stand in the same order: where a tensor is
 freed decides what can take its place.
 """
 
@@ -16,9 +16,8 @@ from .compute_graph import (
     Graph,
     Tensor,
     cast,
-    concat,
+    columns,
     cont,
-    cpy,
     get_rows,
     glu,
     like,
@@ -26,7 +25,6 @@ from .compute_graph import (
     mul_mat_id,
     new_input,
     permute,
-    repeat,
     reshape,
     set_rows,
     shape4,
@@ -44,6 +42,10 @@ _ROTATION = 64  # the smallest Hadamard matrix for quantised caches
 QUANTISED_CACHES = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 
 
+class UnknownGraphError(LookupError):
+    """The model lacks a tensor that the graph of its architecture needs."""
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """What a graph depends on beside the model.
@@ -51,7 +53,8 @@ class GraphConfig:
     `tokens`: of the micro-batch; `sequences`: slots; `outputs`: tokens whose logits are computed;
     `cells`, `swa_cells`: of a stream of the caches; `layers`: the backend of each layer's weights,
     `output`: of the output's, `cpu`: the CPU's number; `kv_offload`: caches lie with their layer.
-    `full_offload`: all layers and the output are on devices.
+    `indices`: the layers to build. `transposed_values`: the cache keeps V by element, as it does
+    where flash attention was off from the start.
     """
 
     tokens: int
@@ -63,14 +66,15 @@ class GraphConfig:
     cache_type_k: str
     cache_type_v: str
     flash: bool
+    transposed_values: bool
     layers: tuple[int, ...]
     output: int
     cpu: int
     cpu_moe_layers: int
     kv_offload: bool
-    full_offload: bool
     embeddings: bool
     pooling: str
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,6 @@ class Caches:
     v_rotation: Tensor | None
 
 
-@dataclass(frozen=True)
-class StateInput:
-    """Which recurrent states a batch reads."""
-
-    main: Tensor
-    extra: Tensor
-
-
 class GraphParts:
     """llm_graph_context: a graph under construction."""
 
@@ -100,9 +96,9 @@ class GraphParts:
         self.config = config
         self.graph = Graph()
         self.n_embd = shape.embedding_length
-        self.layer_count = shape.layer_count - (
-            0 if shape.architecture == "graniteswitch" else shape.nextn_layers
-        )
+        self.layer_count = shape.trunk_layers
+        self.indices = config.indices
+        self.last = shape.trunk_layers - 1
         sequences = config.sequences
         self.tokens = -(-config.tokens // sequences) * sequences
         self.seq_tokens = self.tokens // sequences
@@ -142,19 +138,25 @@ class GraphParts:
         """A tensor without which the layer cannot be computed."""
         found = self.weight(index, name)
         if found is None:
-            raise KeyError(f"layer {index} has no tensor {name}")
+            raise UnknownGraphError(f"layer {index} has no tensor {name}")
         return found
 
     def model_weight(self, name: str, place: int) -> Tensor | None:
         tensor = self.shape.tensors.get(name)
         return None if tensor is None else self._weight(f"{name}@{place}", tensor, place)
 
+    def need_of_model(self, name: str, place: int) -> Tensor:
+        """A tensor of no layer without which the model cannot be computed."""
+        found = self.model_weight(name, place)
+        if found is None:
+            raise UnknownGraphError(f"the model has no tensor {name}")
+        return found
+
     # Inputs
 
     def input_embedding(self) -> Tensor:
         tokens = new_input("i32", self.tokens)
-        table = self.model_weight("token_embd.weight", self.config.cpu)
-        assert table is not None
+        table = self.need_of_model("token_embd.weight", self.config.cpu)
         current = self.graph.expand(get_rows(table, tokens))
         # The path for embeddings instead of tokens is part of the graph, though unused.
         self.graph.expand(new_input("f32", self.n_embd, self.tokens))
@@ -189,7 +191,7 @@ class GraphParts:
         layers = [layer for layer in self.shape.layers if layer.cached and layer.sliding == sliding]
         cells = config.swa_cells if sliding else config.cells
         rows = self.tokens
-        if not config.flash:
+        if config.transposed_values:
             rows *= max((x.value_length * x.kv_heads for x in self.shape.layers), default=1)
         return Caches(
             mask=new_input(
@@ -209,10 +211,6 @@ class GraphParts:
             ),
         )
 
-    def state_input(self) -> StateInput:
-        copy = new_input("i32", self.config.sequences)
-        return StateInput(view(copy, self.config.sequences), view(copy, 0))
-
     # Small parts
 
     def norm(
@@ -221,13 +219,13 @@ class GraphParts:
         weight: Tensor | None,
         bias: Tensor | None = None,
         *,
-        index: int = -1,
         rms: bool | None = None,
+        pin: bool = True,
     ) -> Tensor:
         use_rms = self.rms if rms is None else rms
         current = like("rms_norm" if use_rms else "norm", current)
-        if (weight is not None or bias is not None) and index >= 0 and self.config.full_offload:
-            current.pinned = self.config.layers[index]
+        if weight is not None and pin:
+            current.pinned = weight.place
         if weight is not None:
             current = like("mul", current, weight)
         if bias is not None:
@@ -239,7 +237,6 @@ class GraphParts:
             current,
             self.weight(index, f"{name}.weight"),
             self.weight(index, f"{name}.bias"),
-            index=index,
         )
 
     def rope(self, index: int, current: Tensor, *, factors: bool = True) -> Tensor:
@@ -274,9 +271,9 @@ class GraphParts:
         if self.weight(index, "attn_qkv.weight") is not None:
             joined = self.linear(index, "attn_qkv", current)
             return (
-                view(joined, key, layer.heads, tokens),
-                view(joined, key, layer.kv_heads, tokens),
-                view(joined, value, layer.kv_heads, tokens),
+                columns(joined, key, layer.heads),
+                columns(joined, key, layer.kv_heads),
+                columns(joined, value, layer.kv_heads),
             )
         q = self.linear(index, "attn_q", current)
         k = self.linear(index, "attn_k", current)
@@ -323,7 +320,7 @@ class GraphParts:
                 graph.expand(entry)
         cells = config.swa_cells if layer.sliding else config.cells
         width_v = layer.value_length * layer.kv_heads
-        if not config.flash:
+        if config.transposed_values:
             width_v = max((x.value_length * x.kv_heads for x in self.shape.layers), default=1)
         at = index if owner is None else owner
         cache_k = self._cache(
@@ -337,21 +334,22 @@ class GraphParts:
         key = view(cache_k, layer.key_length, layer.kv_heads, cells, config.streams)
         value = view(cache_v, layer.value_length, layer.kv_heads, cells, config.streams)
         sinks = self.weight(index, "attn_sinks.weight")
-        current = self.attention(q, key, value, caches.mask, sinks=sinks)
+        current = self.attention(q, key, value, caches.mask, sinks=sinks, index=index)
         if caches.v_rotation is not None:
             current = self.rotate(current, caches.v_rotation)
         return self.linear(index, "attn_output", current) if output else current
 
     def _store(self, cache: Tensor, rows: Tensor, where: Tensor) -> Tensor:
         elements = rows.shape[0] * rows.shape[1]
-        flat = view(rows, elements, rows.shape[2])
+        stride = rows.strides[2]
+        flat = view(rows, elements, rows.shape[2], strides=(4, stride, stride * rows.shape[2], 0))
         target = cache
         if self.config.streams > 1:
             target = reshape(cache, elements, cache.shape[1] * cache.shape[2])
         return set_rows(target, flat, where)
 
     def _store_value(self, cache: Tensor, rows: Tensor, where: Tensor) -> Tensor:
-        if self.config.flash:
+        if not self.config.transposed_values:
             return self._store(cache, rows, where)
         elements = rows.shape[0] * rows.shape[1]
         source = rows.sources[0] if rows.op == "view" else None
@@ -364,7 +362,7 @@ class GraphParts:
         return set_rows(reshape(cache, 1, cache.elements), reshape(flat, 1, flat.elements), where)
 
     def latent_attention(
-        self, index: int, caches: Caches, q: Tensor, k: Tensor, v: Tensor, expand: Tensor
+        self, index: int, caches: Caches, *, q: Tensor, k: Tensor, v: Tensor, expand: Tensor
     ) -> Tensor:
         """build_attn of MLA: the cache holds the latent only, values are a view of it."""
         config = self.config
@@ -374,7 +372,9 @@ class GraphParts:
         self.graph.expand(self._store(cache, k, caches.k_rows))
         key = view(cache, k.shape[0], k.shape[1], config.cells, config.streams)
         value = view(key, v.shape[0], k.shape[1], config.cells, config.streams)
-        current = self.attention(q, key, value, caches.mask, expand=expand, transposed=False)
+        current = self.attention(
+            q, key, value, caches.mask, expand=expand, transposed=False, index=index
+        )
         return self.linear(index, "attn_output", current)
 
     def attention(
@@ -387,12 +387,13 @@ class GraphParts:
         sinks: Tensor | None = None,
         expand: Tensor | None = None,
         transposed: bool | None = None,
+        index: int = -1,
     ) -> Tensor:
         """build_attn_mha. `transposed`: the cache keeps values by element, as without flash."""
         streams = k.shape[3]
         length, heads, tokens = q.shape[:3]
         if transposed is None:
-            transposed = not self.config.flash
+            transposed = self.config.transposed_values
         q = permute(view(q, length, heads, tokens // streams, streams), 0, 2, 1, 3)
         k = permute(k, 0, 2, 1, 3)
         v = permute(v, 0, 2, 1, 3)
@@ -402,6 +403,7 @@ class GraphParts:
             shape = (v.shape[0], q.shape[2], q.shape[1], q.shape[3])
             sources = (q, k, v, mask) if sinks is None else (q, k, v, mask, sinks)
             current = Tensor("flash_attn", shape, "f32", sources)
+            current.layer = index
             if expand is not None:
                 current = mul_mat(expand, permute(current, 0, 2, 1, 3))
                 current = cont(permute(current, 0, 2, 1, 3))
@@ -421,8 +423,6 @@ class GraphParts:
         current = permute(current, 0, 2, 1, 3)
         a, b, c, d = current.shape
         current = cont(current, a * b, c * d)
-        if not self.config.kv_offload:
-            current.pinned = self.config.cpu
         return self.graph.expand(current)
 
     # Feed-forward
@@ -461,28 +461,40 @@ class GraphParts:
         gating: Gating = "softmax",
     ) -> Tensor:
         """build_moe_ffn."""
-        graph = self.graph
-        layer = self.shape.layers[index]
-        used = layer.experts_used
+        used = self.shape.layers[index].experts_used
+        width, tokens = current.shape[:2]
+        selected, weights = self._route(index, current, normalise=normalise, gating=gating)
+        hidden = self._experts_hidden(
+            index, reshape(current, width, 1, tokens), selected, activation
+        )
+        results = self._expert(index, "ffn_down_exps", hidden, selected)
+        results = self.graph.expand(like("mul", results, weights))
+        stride = results.strides[2]
+        parts = [
+            self.graph.expand(view(results, width, tokens, strides=(4, stride, stride * tokens, 0)))
+            for _ in range(used)
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.graph.expand(like("add", total, part))
+        return cont(total) if used == 1 else total
+
+    def _route(
+        self, index: int, current: Tensor, *, normalise: bool, gating: Gating
+    ) -> tuple[Tensor, Tensor]:
+        """Which experts each token goes to, and with what weights."""
+        used = self.shape.layers[index].experts_used
         tokens = current.shape[1]
-        width = current.shape[0]
         logits = self.linear(index, "ffn_gate_inp", current)
-        count = logits.shape[0]
-        if gating == "softmax":
-            probabilities = like("soft_max", logits)
-        elif gating == "sigmoid":
-            probabilities = like("unary", logits)
-        else:
-            probabilities = logits
-        selection = probabilities
+        operation = {"softmax": "soft_max", "sigmoid": "unary"}.get(gating)
+        probabilities = like(operation, logits) if operation else logits
         bias = self.weight(index, "exp_probs_b.bias")
-        if bias is not None:
-            selection = like("add", probabilities, bias)
+        selection = probabilities if bias is None else like("add", probabilities, bias)
         groups = self.shape.parameter("expert_group_count")
         if groups > 1:
             selection = self._grouped(selection, groups)
         selected = top_k(selection, used)
-        weights = get_rows(reshape(probabilities, 1, count, tokens), selected)
+        weights = get_rows(reshape(probabilities, 1, logits.shape[0], tokens), selected)
         if gating == "softmax_weight":
             weights = reshape(weights, used, tokens)
             weights = reshape(like("soft_max", weights), 1, used, tokens)
@@ -493,35 +505,25 @@ class GraphParts:
         scale = self.shape.parameters.get("expert_weights_scale", 0)
         if isinstance(scale, int | float) and scale not in (0, 1):
             weights = like("scale", weights)
-        graph.expand(weights)
+        return selected, self.graph.expand(weights)
 
-        current = reshape(current, width, 1, tokens)
+    def _expert(self, index: int, name: str, source: Tensor, selected: Tensor) -> Tensor:
+        result = mul_mat_id(self.need(index, f"{name}.weight"), source, selected)
+        bias = self.weight(index, f"{name}.bias")
+        return result if bias is None else like("add_id", result, bias, selected)
 
-        def expert(name: str, source: Tensor) -> Tensor:
-            result = mul_mat_id(self.need(index, f"{name}.weight"), source, selected)
-            added = self.weight(index, f"{name}.bias")
-            return result if added is None else like("add_id", result, added, selected)
-
-        joined = self.weight(index, "ffn_gate_up_exps.weight")
-        if joined is not None:
-            both = expert("ffn_gate_up_exps", current)
+    def _experts_hidden(
+        self, index: int, current: Tensor, selected: Tensor, activation: Activation
+    ) -> Tensor:
+        if self.weight(index, "ffn_gate_up_exps.weight") is not None:
+            both = self._expert(index, "ffn_gate_up_exps", current, selected)
             half = both.shape[0] // 2
-            hidden = glu(view(both, half, used, tokens), view(both, half, used, tokens))
-        else:
-            up = expert("ffn_up_exps", current)
-            if self.weight(index, "ffn_gate_exps.weight") is not None:
-                hidden = glu(expert("ffn_gate_exps", current), up)
-            else:
-                hidden = like("unary", up)
-                if activation == "relu_sqr":
-                    hidden = like("sqr", hidden)
-        results = expert("ffn_down_exps", hidden)
-        results = graph.expand(like("mul", results, weights))
-        parts = [graph.expand(view(results, width, tokens)) for _ in range(used)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = graph.expand(like("add", total, part))
-        return cont(total) if used == 1 else total
+            return glu(columns(both, half), columns(both, half))
+        up = self._expert(index, "ffn_up_exps", current, selected)
+        if self.weight(index, "ffn_gate_exps.weight") is not None:
+            return glu(self._expert(index, "ffn_gate_exps", current, selected), up)
+        hidden = like("unary", up)
+        return like("sqr", hidden) if activation == "relu_sqr" else hidden
 
     def _grouped(self, selection: Tensor, groups: int) -> Tensor:
         """Only the best groups of experts stay eligible (DeepSeek V3)."""
@@ -555,183 +557,6 @@ class GraphParts:
             shared = like("mul", shared, like("unary", mul_mat(gate, current)))
         return like("add", routed, shared)
 
-    # State spaces
-
-    def _state(self, index: int, elements: int, name: str) -> Tensor:
-        return self._cache_state(f"state {name} {index}", index, elements)
-
-    def _cache_state(self, key: str, index: int, elements: int) -> Tensor:
-        known = self._weights.get(key)
-        if known is None:
-            place = self.config.layers[index] if self.config.kv_offload else self.config.cpu
-            known = Tensor("none", shape4(elements, self.config.sequences), "f32", place=place)
-            self._weights[key] = known
-        return known
-
-    def _prepare_states(self, inputs: StateInput, states: Tensor) -> Tensor:
-        """build_rs up to where the states are read: clears one state."""
-        rows = reshape(states, *states.shape[:2])
-        cleared = view(rows, 0)
-        self.graph.expand(
-            Tensor(
-                "scale", cleared.shape, "f32", (cleared,), root=states, size=0, place=states.place
-            )
-        )
-        return rows
-
-    def _keep_states(self, inputs: StateInput, states: Tensor, rows: Tensor) -> None:
-        """build_rs after it: copies the states that this batch does not touch (none of them)."""
-        extra = get_rows(rows, inputs.extra)
-        self.graph.expand(cpy(extra, view(states, states.shape[0], 0)))
-
-    def read_states(self, inputs: StateInput, states: Tensor) -> Tensor:
-        rows = self._prepare_states(inputs, states)
-        result = self.graph.expand(get_rows(rows, inputs.main))
-        self._keep_states(inputs, states, rows)
-        return result
-
-    def scan(
-        self,
-        inputs: StateInput,
-        states: Tensor,
-        shape: tuple[int, int, int],
-        x: Tensor,
-        dt: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-    ) -> Tensor:
-        """build_rs around ggml_ssm_scan: outputs, and behind them the new states."""
-        rows = self._prepare_states(inputs, states)
-        source = reshape(rows, *shape, self.config.sequences)
-        elements = x.elements + states.shape[0] * self.config.sequences
-        result = Tensor("ssm_scan", shape4(elements), "f32", (source, x, dt, a, b, c, inputs.main))
-        self.graph.expand(result)
-        self._keep_states(inputs, states, rows)
-        return result
-
-    def convolution(
-        self, index: int, inputs: StateInput, x: Tensor, width: int, kernel: str = "ssm_conv1d"
-    ) -> Tensor:
-        """Rolling state before `x`, {width, tokens, sequences}; the last columns go back to it."""
-        weight = self.need(index, f"{kernel}.weight")
-        steps = weight.shape[0] - 1
-        sequences = self.config.sequences
-        states = self._state(index, steps * width, "r")
-        before = reshape(self.read_states(inputs, states), steps, width, sequences)
-        joined = concat(before, transpose(x), 0)
-        last = view(joined, steps, width, sequences)
-        self.graph.expand(cpy(last, view(states, steps * width, sequences)))
-        return Tensor(
-            "ssm_conv", shape4(width, self.seq_tokens, sequences), "f32", (joined, weight)
-        )
-
-    def mamba(self, index: int, inputs: StateInput, current: Tensor) -> Tensor:
-        """build_mamba_layer."""
-        shape = self.shape
-        inner = shape.parameter("ssm.inner_size")
-        state = shape.parameter("ssm.state_size")
-        rank = shape.parameter("ssm.time_step_rank")
-        tokens, sequences = self.seq_tokens, self.config.sequences
-        conv_states = self.need(index, "ssm_conv1d.weight")
-        steps = conv_states.shape[0] - 1
-        states = self._state(index, steps * inner, "r")
-        before = reshape(self.read_states(inputs, states), steps, inner, sequences)
-        current = reshape(current, current.shape[0], tokens, sequences)
-        xz = mul_mat(self.need(index, "ssm_in.weight"), current)
-        x = view(xz, inner, tokens, sequences)
-        z = view(xz, inner, tokens, sequences)
-        joined = concat(before, transpose(x), 0)
-        self.graph.expand(
-            cpy(view(joined, steps, inner, sequences), view(states, steps * inner * sequences))
-        )
-        x = Tensor("ssm_conv", shape4(inner, tokens, sequences), "f32", (joined, conv_states))
-        x = like("unary", like("add", x, self.weight(index, "ssm_conv1d.bias")))
-        projected = mul_mat(self.need(index, "ssm_x.weight"), x)
-        dt = view(projected, rank, tokens, sequences)
-        b = view(projected, state, 1, tokens, sequences)
-        c = view(projected, state, 1, tokens, sequences)
-        if shape.flag("ssm.dt_b_c_rms", False) or self.weight(index, "ssm_dt_norm.weight"):
-            dt = self.norm(dt, self.weight(index, "ssm_dt_norm.weight"), index=index)
-            b = self.norm(b, self.weight(index, "ssm_b_norm.weight"), index=index)
-            c = self.norm(c, self.weight(index, "ssm_c_norm.weight"), index=index)
-        else:
-            dt = cont(dt)
-        dt = mul_mat(self.need(index, "ssm_dt.weight"), dt)
-        dt = like("add", dt, self.weight(index, "ssm_dt.bias"))
-        heads = reshape(x, 1, inner, tokens, sequences)
-        scan_states = self._state(index, state * inner, "s")
-        y_all = self.scan(
-            inputs,
-            scan_states,
-            (state, 1, inner),
-            heads,
-            dt,
-            self.need(index, "ssm_a"),
-            b,
-            c,
-        )
-        self.graph.expand(
-            cpy(
-                view(y_all, state * inner * sequences),
-                view(scan_states, state * inner * sequences),
-            )
-        )
-        y = view(y_all, inner, tokens, sequences)
-        y = like("add", y, like("mul", x, self.need(index, "ssm_d")))
-        y = glu(cont(z), y)
-        result = mul_mat(self.need(index, "ssm_out.weight"), y)
-        return reshape(result, result.shape[0], tokens * sequences)
-
-    def mamba2(self, index: int, inputs: StateInput, current: Tensor) -> Tensor:
-        """build_mamba2_layer."""
-        shape = self.shape
-        inner = shape.parameter("ssm.inner_size")
-        state = shape.parameter("ssm.state_size")
-        heads = shape.parameter("ssm.time_step_rank")
-        groups = shape.parameter("ssm.group_count")
-        length = inner // heads
-        width = inner + 2 * groups * state
-        tokens, sequences = self.seq_tokens, self.config.sequences
-        weight = self.need(index, "ssm_conv1d.weight")
-        steps = weight.shape[0] - 1
-        states = self._state(index, steps * width, "r")
-        before = reshape(self.read_states(inputs, states), steps, width, sequences)
-        projected = mul_mat(self.need(index, "ssm_in.weight"), current)
-        projected = reshape(projected, projected.shape[0], tokens, sequences)
-        z = view(projected, length, heads, tokens, sequences)
-        xbc = view(projected, width, tokens, sequences)
-        dt = view(projected, heads, tokens, sequences)
-        joined = concat(before, transpose(xbc), 0)
-        self.graph.expand(
-            cpy(view(joined, steps, width, sequences), view(states, steps * width, sequences))
-        )
-        xbc = Tensor("ssm_conv", shape4(width, tokens, sequences), "f32", (joined, weight))
-        xbc = like("unary", like("add", xbc, self.weight(index, "ssm_conv1d.bias")))
-        x = view(xbc, length, heads, tokens, sequences)
-        b = view(xbc, state, groups, tokens, sequences)
-        c = view(xbc, state, groups, tokens, sequences)
-        dt = like("add", cont(dt), self.need(index, "ssm_dt.bias"))
-        scan_states = self._state(index, state * inner, "s")
-        y_all = self.scan(
-            inputs, scan_states, (state, length, heads), x, dt, self.need(index, "ssm_a"), b, c
-        )
-        self.graph.expand(
-            cpy(
-                view(y_all, state * inner, sequences, 1),
-                view(scan_states, state * inner, sequences, 1),
-            )
-        )
-        y = view(y_all, length, heads, tokens, sequences)
-        y = like("add", y, like("mul", x, self.need(index, "ssm_d")))
-        y = glu(cont(z), y)
-        norm = self.weight(index, "ssm_norm.weight")
-        if norm is not None:
-            y = reshape(y, inner // groups, groups, tokens, sequences)
-            y = self.norm(y, norm, index=index, rms=True)
-        y = reshape(y, inner, tokens * sequences)
-        return mul_mat(self.need(index, "ssm_out.weight"), y)
-
     # The end
 
     def output(
@@ -744,12 +569,12 @@ class GraphParts:
                 current,
                 self.model_weight(f"{norm}.weight", place),
                 self.model_weight(f"{norm}.bias", place),
+                pin=False,
             )
         embedding = current
         matrix = self.model_weight("output.weight", place)
         if matrix is None:
-            matrix = self.model_weight("token_embd.weight", place)
-        assert matrix is not None
+            matrix = self.need_of_model("token_embd.weight", place)
         logits = mul_mat(matrix, current)
         bias = self.model_weight("output.bias", place)
         if bias is not None:
@@ -780,6 +605,3 @@ class GraphParts:
 
     def layer(self, index: int) -> LayerShape:
         return self.shape.layers[index]
-
-    def repeat(self, source: Tensor, *sizes: int) -> Tensor:
-        return repeat(source, *sizes)

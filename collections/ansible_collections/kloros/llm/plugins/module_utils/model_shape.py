@@ -242,6 +242,26 @@ class LayerShape:
         """Bytes in the file."""
         return sum(tensor.size_bytes for tensor in self.tensors.values())
 
+    @cached_property
+    def graph_kind(self) -> tuple[object, ...]:
+        """Layers with the same one are computed alike."""
+        return (
+            self.heads,
+            self.kv_heads,
+            self.key_length,
+            self.value_length,
+            self.experts_used,
+            self.cached,
+            self.sliding,
+            self.recurrent,
+            tuple(sorted((name, tensor.shape) for name, tensor in self.tensors.items())),
+        )
+
+    @cached_property
+    def tensor_kind(self) -> tuple[object, ...]:
+        """Layers with the same one have tensors of the same types."""
+        return tuple(sorted((name, tensor.type) for name, tensor in self.tensors.items()))
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -270,6 +290,11 @@ class ModelShape:
     @property
     def nextn_layers(self) -> int:
         return sum(layer.nextn for layer in self.layers)
+
+    @property
+    def trunk_layers(self) -> int:
+        """Layers that a token passes through."""
+        return self.layer_count - (0 if self.architecture == "graniteswitch" else self.nextn_layers)
 
     @property
     def has_experts(self) -> bool:

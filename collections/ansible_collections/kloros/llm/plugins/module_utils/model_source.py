@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -147,6 +148,16 @@ def default_file(source: Source) -> str:
     path = urlsplit(source.location).path if source.kind == "url" else source.location
     name = path.rpartition("/")[2]
     return unquote(name) if source.kind == "url" else name
+
+
+def offline_places(source: Source, file: str | None, folder: Path | str | None) -> list[Path]:
+    """Where `folder` may hold what stands for the source; `file` is its name in the store."""
+    if not folder:
+        return []
+    names = [f"{source.repository}/{source.location}"] if source.kind == "hf" else []
+    # The name in the store before that in the repository: many call theirs mmproj-F16.gguf.
+    names += [file or "", default_file(source)]
+    return [Path(folder) / name for name in dict.fromkeys(names) if name]
 
 
 def check_endpoint(endpoint: str) -> str:

@@ -33,8 +33,8 @@ from .model_placement import finish, is_intact, keep_version, place, staged_path
 from .model_source import (
     DEFAULT_HF_ENDPOINT,
     Source,
-    default_file,
     is_commit,
+    offline_places,
     parse_source,
     resolve_url,
 )
@@ -294,10 +294,11 @@ class ModelStore:
         self._progress.start(f"model {request.name} (waiting for another process that gets it)")
 
     def _fetch_alone(self, request: FetchRequest) -> Outcome:
-        if finish(request.path):
-            for wanted in request.files:
-                drop_part(_download(request, wanted, _NOTHING_KNOWN))
+        finish(request.path)
         states = self._sort_out(request)
+        for state in states:
+            if state.there:
+                drop_part(_download(request, state.wanted, _NOTHING_KNOWN))
         if any(state.there is None for state in states):
             try:
                 return self._replace(request, states)
@@ -577,8 +578,11 @@ def _known(request: FetchRequest, wanted: WantedFile) -> FileRecord | None:
 
 
 def _is_unread(request: FetchRequest) -> bool:
-    """Whether record and files agree, so that no byte needs reading to know the digests."""
-    if staged_path(request.path).exists():
+    """Whether record and files agree, so that no byte needs reading to know the digests.
+
+    A lock says that another process is at work, or was killed and has left something behind.
+    """
+    if staged_path(request.path).exists() or beside(request.path, ".lock").exists():
         return False
     known = [(_known(request, wanted), request.directory / wanted.file) for wanted in request.files]
     return all(file is not None and is_intact(file, path) for file, path in known)
@@ -685,23 +689,17 @@ def _look_at_file(request: FetchRequest, wanted: WantedFile, origin: Path) -> _V
 def _offline_origin(request: FetchRequest, wanted: WantedFile) -> Path | None:
     """The file in the offline folder that stands for the source."""
     return next(
-        (path for path in _offline_candidates(request.settings, wanted) if path.is_file()), None
+        (
+            path
+            for path in offline_places(wanted.source, wanted.file, request.settings.offline_dir)
+            if path.is_file()
+        ),
+        None,
     )
 
 
-def _offline_candidates(settings: FetchSettings, wanted: WantedFile) -> list[Path]:
-    folder = settings.offline_dir
-    if folder is None:
-        return []
-    source = wanted.source
-    names = [f"{source.repository}/{source.location}"] if source.kind == "hf" else []
-    # The name in the store before that in the repository: many call theirs mmproj-F16.gguf.
-    names += [wanted.file, default_file(source)]
-    return [folder / name for name in dict.fromkeys(names) if name]
-
-
 def _offline_places(settings: FetchSettings, wanted: WantedFile) -> str:
-    places = _offline_candidates(settings, wanted)
+    places = offline_places(wanted.source, wanted.file, settings.offline_dir)
     if not places:
         return "give 'offline_dir', the folder on the host that holds the files"
     return f"put the file at {' or '.join(str(path) for path in places)}"

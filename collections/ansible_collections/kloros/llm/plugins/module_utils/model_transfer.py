@@ -24,15 +24,12 @@ from .part_file import PartFile
 from .progress import ProgressFile
 from .store_files import stat_or_none
 from .transfer_journal import Entry, Range, TransferJournal, Version
-from .transfer_work import UNKNOWN_SIZE, Span, Work
+from .transfer_work import UNKNOWN_SIZE, Span, Work, first_chunk_bytes
 
 DEFAULT_CONNECTIONS = 16
-MIN_CHUNK_BYTES = 1 << 20
-MAX_CHUNK_BYTES = 16 << 20
 # A connection that would get less costs more than it brings.
 _MIN_CONNECTION_BYTES = 4 << 20
-_CHUNKS_A_CONNECTION = 4
-_BUFFER_BYTES = 256 << 10
+_BUFFER_BYTES = 1 << 20
 _HASH_BUFFER_BYTES = 1 << 20
 _CHECKPOINT_S = 0.5
 _WATCH_S = 0.2
@@ -207,22 +204,19 @@ class _Attempt:
         self._connections = max(1, min(connections, -(-missing_bytes // _MIN_CONNECTION_BYTES)))
         if download.size_bytes is None:
             self._connections = 1
-        chunk_bytes = size_bytes
-        if self._connections > 1:
-            share = -(
-                -missing_bytes // (self._connections * _CHUNKS_A_CONNECTION * MIN_CHUNK_BYTES)
-            )
-            chunk_bytes = max(MIN_CHUNK_BYTES, min(MAX_CHUNK_BYTES, share * MIN_CHUNK_BYTES))
+        chunk_bytes = first_chunk_bytes(missing_bytes, self._connections)
         self._work = Work(
             size_bytes,
             present,
+            self._connections,
             chunk_bytes,
-            self._connections * min(chunk_bytes, MAX_CHUNK_BYTES) * 3 // 4,
+            self._connections * chunk_bytes * 3 // 4,
         )
         self._address = _Address(download.url, download.token)
         self._agreeing = threading.Lock()
         self._journalling = threading.Lock()
         self._sync_failure: OSError | None = None
+        self._is_too_big = False
         self._server_agreed = False
         self._open: list[Connection] = []
         self._workers: list[threading.Thread] = []
@@ -235,9 +229,7 @@ class _Attempt:
 
     def run(self) -> Received:
         size_bytes = self._download.size_bytes
-        with PartFile(self._download.part) as file:
-            if size_bytes is not None:
-                self._allocate(file, size_bytes)
+        with self._opened_part() as file:
             if size_bytes == 0:
                 with self._client.request(
                     "GET", self._download.url, token=self._download.token
@@ -246,13 +238,18 @@ class _Attempt:
             self._run_threads(file)
         return Received(self._digest.hexdigest(), self._work.fetched_bytes, self._resumed_bytes)
 
-    def _allocate(self, file: PartFile, size_bytes: int) -> None:
-        try:
-            file.allocate(size_bytes)
-        except OSError:
-            if not self._resumed_bytes:
-                drop_part(self._download)
-            raise
+    def _opened_part(self) -> PartFile:
+        file = PartFile(self._download.part)
+        size_bytes = self._download.size_bytes
+        if size_bytes is not None:
+            try:
+                file.resize(size_bytes)
+            except OSError:
+                file.close()
+                if not self._resumed_bytes:
+                    drop_part(self._download)
+                raise
+        return file
 
     # The threads
 
@@ -260,14 +257,17 @@ class _Attempt:
         work = self._work
         # What is complete but cannot be read again is a failure; a connection that breaks is not.
         hasher = self._thread("hash", lambda: self._hash(file), even_when_complete=True)
-        bookkeeper = self._thread("journal", lambda: self._keep_journal(file))
+        helpers = [
+            self._thread("journal", lambda: self._keep_journal(file)),
+            self._thread("reserve", lambda: self._reserve(file)),
+        ]
         try:
             self._progress.start(
                 f"model {self._download.name}", self._download.size_bytes, work.done_bytes
             )
-            self._start_worker(file)
-            for thread in (hasher, bookkeeper):
+            for thread in (*reversed(helpers), hasher):
                 thread.start()
+            self._start_worker(file)
             while not work.over.wait(_WATCH_S):
                 self._progress.update(work.done_bytes)
         except BaseException as error:
@@ -278,8 +278,9 @@ class _Attempt:
             for worker in self._workers:
                 self._end_connections()
                 worker.join()
-            if bookkeeper.ident:
-                bookkeeper.join()
+            for helper in helpers:
+                if helper.ident:
+                    helper.join()
             self._finish(file, hasher)
         if work.failure is not None:
             raise work.failure
@@ -294,6 +295,9 @@ class _Attempt:
                 self._checkpoint(file)
             if hasher.ident:
                 hasher.join()
+            if self._is_too_big:
+                # The blocks of what has not come go back: the disk is not to stay full.
+                file.resize(self._work.end_of_written)
 
     def _watch_hasher(self, hasher: threading.Thread) -> None:
         done_bytes = self._work.done_bytes
@@ -327,6 +331,16 @@ class _Attempt:
     def _end_connections(self) -> None:
         for connection in self._open:
             connection.abort()
+
+    def _reserve(self, file: PartFile) -> None:
+        size_bytes = self._download.size_bytes
+        if size_bytes is None or not missing_disk_bytes(self._download):
+            return
+        try:
+            file.reserve(size_bytes, self._work.over.is_set)
+        except OSError:
+            self._is_too_big = True
+            raise
 
     def _hash(self, file: PartFile) -> None:
         buffer = memoryview(bytearray(_HASH_BUFFER_BYTES))
@@ -439,7 +453,8 @@ class _Attempt:
                     f"{display_url(response.url)}: a part was asked for and the whole came"
                 )
             else:
-                self._work.claim_everything(span, response.total_size)
+                stated = self._download.size_bytes
+                self._work.claim_everything(span, response.total_size if stated is None else stated)
             if first:
                 self._version = version
                 self._checkpoint(file)

@@ -167,8 +167,7 @@ def no_longer_belonging(directory: Path) -> list[tuple[Path, str]]:
 
 def is_busy(directory: Path) -> bool:
     """Whether a model is being fetched: then every part may be somebody's."""
-    locks = [*directory.glob("*.lock"), *directory.glob(f"{VERSIONS_DIR}/*.lock")]
-    return any(_is_held(lock) for lock in locks)
+    return any(_is_held(lock) for lock in directory.glob("*.lock"))
 
 
 def _is_held(lock: Path) -> bool:

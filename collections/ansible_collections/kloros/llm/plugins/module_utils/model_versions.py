@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .model_files import VERSION_DIGITS, FileRecord, Record, read_record
-from .model_placement import is_whole, versions_there
+from .model_placement import is_whole, version_directory, versions_there
 from .model_source import check_file_name
 from .model_store import StoreError
 from .model_users import User
@@ -119,7 +119,7 @@ class Found:
 
 @dataclass
 class Entry:
-    """What catalogue.json holds of a model."""
+    """What catalogue.json holds of a model; `added` in the order in which they were added."""
 
     added: dict[str, str] = field(default_factory=dict)
     history: list[Activation] = field(default_factory=list)
@@ -141,7 +141,7 @@ class Stored:
             "schema": SCHEMA,
             "models": {
                 file: {
-                    "added": dict(sorted(entry.added.items())),
+                    "added": entry.added,
                     "history": [{"version": one.version, "at": one.at} for one in entry.history],
                 }
                 for file, entry in sorted(self.entries.items())
@@ -216,8 +216,11 @@ class Survey:
 
         Raises CatalogueError, which names what is similar.
         """
-        name, at, digits = text.rpartition("@")
-        for name, wanted in ((text, None), (name if at else "", digits)):  # noqa: B020, PLW2901
+        candidates: list[tuple[str, str | None]] = [(text, None)]
+        if "@" in text:
+            before, _, digits = text.rpartition("@")
+            candidates.append((before, digits))
+        for name, wanted in candidates:
             model = self.by_name(name)
             if model:
                 return model, None, wanted
@@ -235,13 +238,18 @@ class Survey:
     def find(self, text: str) -> Found:
         """What a name means now. Raises CatalogueError."""
         model, alias, wanted = self.owner(text)
-        wanted = wanted or (alias.version if alias else None) or model.active
+        named = wanted or (alias.version if alias else None)
+        wanted = named or model.active
         if wanted is None:
             raise CatalogueError(
                 f"no version of {model.name} is in force; kept are "
                 f"{ids_of(model.versions)}: promote one of them"
             )
         version = pick(model, wanted)
+        kept = version_directory(self._directory, version.id)
+        if named and read_record(kept / model.file):
+            # Where it stays, whatever comes into force.
+            version = replace(version, directory=kept)
         return Found(model, version, version.directory / model.file, tuple(version.paths), alias)
 
     def _model(self, file: str, name: str, kept: dict[str, tuple[Path, Record]]) -> Model:
@@ -265,7 +273,9 @@ class Survey:
             _version(version, entry.added[version], *content)
             for version, content in contents.items()
         ]
-        versions.sort(key=lambda one: (one.added_at, one.id), reverse=True)
+        # Within one second the order in which they were noted tells.
+        order = {version: index for index, version in enumerate(entry.added)}
+        versions.sort(key=lambda one: (one.added_at, order[one.id]), reverse=True)
         usable = {one.id for one in versions if not one.damaged}
         before = [one.version for one in reversed(entry.history) if one.version != active]
         return Model(

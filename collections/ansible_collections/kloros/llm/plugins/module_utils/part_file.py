@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+# tmpfs holds back those who write while it reserves: not for long.
+_RESERVE_BYTES = 32 << 20
 
 
 class PartFile:
@@ -26,24 +29,31 @@ class PartFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
         os.close(self._descriptor)
 
-    def allocate(self, size_bytes: int) -> None:
-        """Make the file `size_bytes` long, with its blocks reserved where the file system can.
-
-        Raises OSError (ENOSPC, EDQUOT, EFBIG) where it does not fit; what was taken for it then is
-        given back.
-        """
-        before = os.fstat(self._descriptor).st_size
-        if size_bytes == 0:
-            return
-        try:
-            _fallocate(self._descriptor, size_bytes)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                os.ftruncate(self._descriptor, min(before, size_bytes))
-                raise
+    def resize(self, size_bytes: int) -> None:
+        """Make the file so long; what lies beyond is given back to the disk."""
         os.ftruncate(self._descriptor, size_bytes)
+
+    def reserve(self, size_bytes: int, is_over: Callable[[], bool]) -> None:
+        """Have the blocks for so many bytes, where the file system can reserve any.
+
+        Others may read and write meanwhile; `is_over` ends it early. Raises OSError (ENOSPC,
+        EDQUOT, EFBIG) where they do not fit.
+        """
+        for offset in range(0, size_bytes, _RESERVE_BYTES):
+            if is_over():
+                return
+            try:
+                _fallocate(self._descriptor, offset, min(_RESERVE_BYTES, size_bytes - offset))
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    return
+                raise
 
     def write(self, data: memoryview, offset: int) -> None:
         """Put all of `data` at `offset`."""
@@ -61,16 +71,16 @@ class PartFile:
         os.fdatasync(self._descriptor)
 
 
-def _fallocate(descriptor: int, size_bytes: int) -> None:
+def _fallocate(descriptor: int, offset: int, length: int) -> None:
     # posix_fallocate(3) writes into every block where the file system cannot reserve (NFS 3, some
     # FUSE): slow, and for nothing. The system call says so instead.
     try:
         reserve = ctypes.CDLL(None, use_errno=True).fallocate64
     except (AttributeError, OSError):
-        os.posix_fallocate(descriptor, 0, size_bytes)
+        os.posix_fallocate(descriptor, offset, length)
         return
-    arguments = (ctypes.c_int(descriptor), ctypes.c_int(0), ctypes.c_int64(0))
-    while reserve(*arguments, ctypes.c_int64(size_bytes)):
+    extent = (ctypes.c_int64(offset), ctypes.c_int64(length))
+    while reserve(ctypes.c_int(descriptor), ctypes.c_int(0), *extent):
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))

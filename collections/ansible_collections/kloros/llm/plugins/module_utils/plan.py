@@ -171,6 +171,18 @@ def models_to_read(wishes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return read
 
 
+_FETCHED_KEYS: Final = ("name", "source", "file", "mmproj", "draft", "lora", "aliases", "path")
+
+
+def models_to_fetch(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The plan's models as module `gguf_model` takes them."""
+    return [
+        {key: model[key] for key in _FETCHED_KEYS}
+        | {"sha256": [model["sha256"]] if isinstance(model["sha256"], str) else model["sha256"]}
+        for model in plan["models"]
+    ]
+
+
 def _header_findings(
     models: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Mapping[str, Any]]
 ) -> list[Finding]:

@@ -68,6 +68,8 @@ def settle_instances(
                 findings.append(_refused(name, problem))
     facts = models_of_headers(models, headers)
     corrections: Corrections = {}
+    answers = host["dry_runs"]["answers"]
+    used: dict[str, Any] = {}  # of every round: the next run goes the same way
     for _ in range(_MAX_ROUNDS):
         choice = _choose(found, wishes, host, facts, corrections)
         planned, refused = _instances(choice, models, wishes)
@@ -76,7 +78,7 @@ def settle_instances(
             for instance in planned
             if instance["name"] in choice.memory["instances"]
         }
-        answers = host["dry_runs"]["answers"]
+        used |= {key: answers[key] for key in keys.values() if key in answers}
         differences = {
             name: correction(answers[key]["rows"], choice.memory["instances"][name]["predicted"])
             for name, key in keys.items()
@@ -89,11 +91,17 @@ def settle_instances(
     memory = {
         **choice.memory,
         "differences": {name: diff for name, diff in differences.items() if diff},
+        # Instances none of whose candidates has its GPUs.
+        "missing": {
+            name: candidate.missing
+            for name, candidate in choice.chosen.items()
+            if candidate.missing is not None
+        },
         "unasked": [name for name, key in keys.items() if key not in answers],
         "keys": keys,
         "dry_runs": {
             "release": host["dry_runs"]["release"],
-            "answers": {key: answers[key] for key in keys.values() if key in answers},
+            "answers": used,
         },
     }
     findings += [*refused, *_findings(choice, host["gpus"]["status"] == "ok")]
@@ -265,31 +273,29 @@ def _url(host: str, port: int) -> str:
 
 
 def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
+    """What is to be said of the choice; where no GPU can be seen, a finding of its own says why."""
+    problems = {problem["instance"]: problem for problem in choice.memory["problems"]}
     found = []
     for name, candidate in choice.chosen.items():
-        # Where no GPU can be seen at all, a finding of its own says why.
-        if candidate.missing is not None and gpus_are_shown:
-            found.append(_refused(name, candidate.missing))
+        before = "".join(f" ({said})" for said in choice.passed_over[name])
+        if candidate.missing is not None:
+            if gpus_are_shown:
+                found.append(_refused(name, candidate.missing))
+        elif name in problems:
+            found.append(_does_not_fit(problems[name], before))
         elif candidate.number:
-            said = "; ".join(choice.passed_over[name])
             found.append(
                 warning(
                     f"llama_instances.{name}",
-                    f"it runs as alternative {candidate.number} ({said})",
+                    f"it runs as alternative {candidate.number}{before}",
                     "the wish itself",
                     "nothing, if that is what the alternatives are for",
                 )
             )
-    for problem in choice.memory["problems"]:
-        found.append(
-            error(
-                problem["key"],
-                problem["found"],
-                problem["needed"],
-                "one of: "
-                + "; ".join(f"({place}) {way}" for place, way in enumerate(problem["ways_out"], 1))
-                if problem["ways_out"]
-                else "another model or another host",
-            )
-        )
     return found
+
+
+def _does_not_fit(problem: Mapping[str, Any], before: str) -> Finding:
+    ways = [f"({place}) {way['text']}" for place, way in enumerate(problem["ways_out"], 1)]
+    cure = f"one of: {'; '.join(ways)}" if ways else "take another model or another host"
+    return error(problem["key"], problem["found"] + before, problem["needed"], cure)

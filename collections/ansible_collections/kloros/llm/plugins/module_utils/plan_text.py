@@ -29,8 +29,8 @@ def _cuda(cuda: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def table(plan: Mapping[str, Any]) -> list[str]:
-    """The whole plan: llama.cpp, models and instances."""
+def host_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The host, its driver, and the llama.cpp that it is to have."""
     machine, llama_cpp = plan["machine"], plan["llama_cpp"]
     if llama_cpp["source"] == "package":
         release = llama_cpp["package"].rsplit("/", 1)[-1]
@@ -48,6 +48,12 @@ def table(plan: Mapping[str, Any]) -> list[str]:
     if plan["driver"]:
         driver = plan["driver"]
         lines.insert(1, f"driver     {driver['version']} (CUDA {driver['cuda_version'] or '?'})")
+    return lines
+
+
+def table(plan: Mapping[str, Any]) -> list[str]:
+    """The whole plan: llama.cpp, models and instances."""
+    lines = host_lines(plan)
     if plan["models"]:
         models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
         lines += ["", *columns([["model", "file", "source"], *models])]
@@ -79,3 +85,17 @@ def endpoints(plan: Mapping[str, Any]) -> list[str]:
         for instance in plan["instances"]
     ]
     return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]
+
+
+def differences(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Where the server's dry run said otherwise than the formulas, by instance, device and part."""
+    rows = [
+        [name, device, part.removesuffix("_mib"), f"{mib:+d}"]
+        for name, devices in found.items()
+        for device, parts in devices.items()
+        for part, mib in parts.items()
+    ]
+    if not rows:
+        return ["", "The server itself says the same, to the MiB."]
+    heading = ["the server says", "on", "of", "MiB beside the formulas"]
+    return ["", *columns([heading, *rows])]

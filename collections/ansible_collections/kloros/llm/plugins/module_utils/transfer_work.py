@@ -17,7 +17,15 @@ UNKNOWN_SIZE = sys.maxsize
 # and all of it if nothing comes there any more.
 _MIN_SHARED_BYTES = 2 << 20
 _STALLED_S = 5.0
+_QUIET_S = 10.0
+_MIN_CHUNK_BYTES = 2 << 20
+_MAX_CHUNK_BYTES = 16 << 20
 _TELL_HASHER_BYTES = 1 << 20
+
+
+def first_chunk_bytes(missing_bytes: int, workers: int) -> int:
+    """How much the first of `workers` is to fetch at once where so much is missing."""
+    return max(_MIN_CHUNK_BYTES, min(_MAX_CHUNK_BYTES, missing_bytes // (2 * workers)))
 
 
 @dataclass(eq=False)
@@ -32,7 +40,8 @@ class Span:
 class Work:
     """`size_bytes` is UNKNOWN_SIZE where nobody states it; `present` need not be fetched.
 
-    A worker gets at most `chunk_bytes` at a time. No more than `max_unsynced_bytes` are written
+    Each of the `workers` gets at most `max_chunk_bytes` at a time, less towards the end, so that
+    all end together and the hasher is not far behind. No more than `max_unsynced_bytes` are written
     before `synced` is told of them: so much an interruption may cost. A checkpoint is due at a
     third of it, so that nobody waits for a disk that keeps up.
     """
@@ -41,7 +50,8 @@ class Work:
         self,
         size_bytes: int,
         present: Iterable[Range],
-        chunk_bytes: int,
+        workers: int,
+        max_chunk_bytes: int,
         max_unsynced_bytes: int,
     ) -> None:
         self.over = threading.Event()
@@ -49,7 +59,8 @@ class Work:
         self.failure: BaseException | None = None
         self._written = ByteRanges(present)
         self._size_bytes = size_bytes
-        self._chunk_bytes = chunk_bytes
+        self._workers = workers
+        self._max_chunk_bytes = max_chunk_bytes
         self._max_unsynced_bytes = max_unsynced_bytes
         self._pending = self._written.missing(size_bytes)
         self._active: set[Span] = set()
@@ -58,6 +69,7 @@ class Work:
         self._told_frontier = 0
         self._round = 0
         self._fruitless = 0
+        self._landed_at = time.monotonic()
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._frontier_moved = threading.Condition(lock)
@@ -99,6 +111,7 @@ class Work:
             span.moved_at = time.monotonic()
             self._fetched_bytes += count
             self._fruitless = 0
+            self._landed_at = span.moved_at
             frontier = self._written.frontier
             if frontier - self._told_frontier >= _TELL_HASHER_BYTES:
                 self._told_frontier = frontier
@@ -142,7 +155,11 @@ class Work:
             if began_in == self._round:
                 self._round += 1
                 self._fruitless += 1
-            return self._fruitless >= MAX_FRUITLESS_ATTEMPTS
+            # Whoever still waits for an answer may get one: a server that refuses some
+            # connections serves the others.
+            quiet_s = time.monotonic() - self._landed_at
+            hopeless = not self._active or quiet_s > _QUIET_S
+            return hopeless and self._fruitless >= MAX_FRUITLESS_ATTEMPTS
 
     @property
     def others_fetch(self) -> bool:
@@ -163,6 +180,12 @@ class Work:
     def done_bytes(self) -> int:
         with self._changed:
             return self._written.total
+
+    @property
+    def end_of_written(self) -> int:
+        """The first byte behind all that is written."""
+        with self._changed:
+            return max((stop for _, stop in self._written), default=0)
 
     @property
     def fetched_bytes(self) -> int:
@@ -212,9 +235,13 @@ class Work:
         if not self._pending:
             return None
         start, stop = self._pending.pop(0)
-        if stop - start > self._chunk_bytes:
-            self._pending.insert(0, (start + self._chunk_bytes, stop))
-            stop = start + self._chunk_bytes
+        if self._workers > 1:
+            left = stop - start + sum(end - begin for begin, end in self._pending)
+            share = min(first_chunk_bytes(left, self._workers), self._max_chunk_bytes)
+            end = min(stop, start + share)
+            if stop - end >= _MIN_CHUNK_BYTES // 2:
+                self._pending.insert(0, (end, stop))
+                stop = end
         return Span(start, stop)
 
     def _take_over(self) -> Span | None:

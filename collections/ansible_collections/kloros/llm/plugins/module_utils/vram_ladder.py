@@ -12,7 +12,7 @@ ones, each of them at its smallest context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ SEARCH_LIMIT: Final = 20_000
 
 _UNLIMITED_MIB: Final = 2**40
 _STEPS_OF_A_SPLIT: Final = 16
+_ROUNDS: Final = 4  # of asking the memory model's thumbnail, before it is asked in full throughout
 
 
 def take(budgets: Budgets, used: Mapping[str, int]) -> dict[str, int] | None:
@@ -140,7 +141,26 @@ def best_setting(
     return None
 
 
-def _smallest(instance: Instance, budgets: Budgets) -> Sequence[Mapping[str, int]]:
+class _Remembered:
+    """What an iterator gives, to be gone through again; only as much is taken as is asked for."""
+
+    def __init__(self, source: Iterator[Mapping[str, int]]) -> None:
+        self.source = source
+        self.items: list[Mapping[str, int]] = []
+
+    def __iter__(self) -> Iterator[Mapping[str, int]]:
+        position = 0
+        while True:
+            if position == len(self.items):
+                more = next(self.source, None)
+                if more is None:
+                    return
+                self.items.append(more)
+            yield self.items[position]
+            position += 1
+
+
+def _smallest(instance: Instance, budgets: Budgets) -> Iterable[Mapping[str, int]]:
     """What the instance takes with its smallest context, in all ways that are looked at.
 
     The last steps come first, which spare the GPUs most. Where there are many steps and several
@@ -150,25 +170,26 @@ def _smallest(instance: Instance, budgets: Budgets) -> Sequence[Mapping[str, int
     if instance.splits_layers and len(instance.gpus) > 2:
         return _smallest_uses(instance, budgets)
     if instance.smallest_uses is None:
-        instance.smallest_uses = _smallest_uses(instance, instance.around.machine.budgets())
+        outset = instance.around.machine.budgets()
+        instance.smallest_uses = _Remembered(_smallest_uses(instance, outset))
     return instance.smallest_uses
 
 
-def _smallest_uses(instance: Instance, budgets: Budgets) -> list[Mapping[str, int]]:
+def _smallest_uses(instance: Instance, budgets: Budgets) -> Iterator[Mapping[str, int]]:
     steps = list(reversed(instance.steps))
     if instance.splits_layers and len(steps) > _STEPS_OF_A_SPLIT:
         every = len(steps) // _STEPS_OF_A_SPLIT
         steps = [*steps[:-1:every], steps[-1]]
-    found: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}
+    seen: set[tuple[tuple[str, int], ...]] = set()
     for step in steps:
         for kv_cache in reversed(instance.kv_types):
             for setting in settings(
                 instance, step, instance.contexts[0], kv_cache, budgets, every_split=True
             ):
                 used = instance.usage(setting)
-                if used is not None:
-                    found.setdefault(tuple(sorted(used.items())), used)
-    return list(found.values())
+                if used is not None and (key := tuple(sorted(used.items()))) not in seen:
+                    seen.add(key)
+                    yield used
 
 
 def room_for(instances: Sequence[Instance], budgets: Budgets) -> bool:
@@ -202,6 +223,17 @@ class Settled:
 
 def settle(instances: Sequence[Instance], budgets: Budgets) -> list[Settled] | None:
     """The best settings of all instances, in their order; None if there is no room for all."""
+    for _ in range(_ROUNDS):
+        found = _settled_together(instances, budgets)
+        confirmed = [item.instance.confirmed(item.setting) for item in found or ()]
+        if all(confirmed):
+            return found
+    for instance in instances:
+        instance.in_full = True
+    return _settled_together(instances, budgets)
+
+
+def _settled_together(instances: Sequence[Instance], budgets: Budgets) -> list[Settled] | None:
     if not room_for(instances, budgets):
         return None
     found: list[Settled] = []

@@ -13,13 +13,14 @@ dry run measured; the rest is added here:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from .memory_model import HOST, MIB, DeviceMemory, MemoryModelError, RunConfig
 from .model_shape import ModelShape
 from .vram_budget import Machine
+from .vram_thumbnail import MemoryFunction, Thumbnail
 
 CUDA_CONTEXT_MIB: Final = 512
 """What a process takes of each GPU beside llama.cpp's buffers: the CUDA context with its kernels,
@@ -28,6 +29,9 @@ and the driver, and a measured number goes before this one."""
 
 PROJECTOR_COMPUTE_MIB: Final = 512
 """A vision or audio projector's compute buffer where it is not known; it grows with the image."""
+
+DRAFT_TOKENS: Final = 3
+"""Tokens that llama-server v0.5.0-dev lets a draft model guess at once (`--spec-draft-n-max`)."""
 
 PARTS: Final = (
     "weights_mib",
@@ -44,8 +48,6 @@ FLASH_ATTENTION: Final[Mapping[str, Literal["on", "off"]]] = {
     **dict.fromkeys(("on", "enabled", "true", "1"), "on"),
     **dict.fromkeys(("off", "disabled", "false", "0"), "off"),
 }
-
-MemoryFunction = Callable[[ModelShape, RunConfig], Sequence[DeviceMemory]]
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,21 @@ class Surroundings:
     corrections: Mapping[str, Mapping[str, Mapping[str, float]]]
     cuda_context_mib: Mapping[str, int]
     memory: MemoryFunction
+    thumbnails: dict[str, Thumbnail] = field(default_factory=dict)
+
+    def thumbnail(self, key: str, facts: Mapping[str, Any]) -> Thumbnail:
+        """A model's, made once for all what-ifs. Raises ImpossibleError where it has no shape."""
+        if key not in self.thumbnails:
+            shape = facts.get("shape")
+            if shape is None:
+                raise ImpossibleError(f"the header of {key} is not known")
+            whole = shape if isinstance(shape, ModelShape) else ModelShape.from_data(shape)
+            self.thumbnails[key] = Thumbnail(whole, self.memory)
+        return self.thumbnails[key]
 
 
 class ImpossibleError(Exception):
     """The instance cannot be planned at all; the text says what was found."""
-
-
-def shape_in(model: Mapping[str, Any], name: str) -> ModelShape:
-    """A model's shape out of its facts. Raises ImpossibleError where they have none."""
-    shape = model.get("shape")
-    if shape is None:
-        raise ImpossibleError(f"the header of {name} is not known")
-    return shape if isinstance(shape, ModelShape) else ModelShape.from_data(shape)
 
 
 def context_steps(least: int, most: int) -> list[int]:
@@ -124,7 +129,8 @@ class Instance:
         if model is None:
             raise ImpossibleError(f"nothing is known of the model {wish['model']}")
         self.model = model
-        self.shape = shape_in(model, wish["model"])
+        self.thumbnail = around.thumbnail(str(wish["model"]), model)
+        self.shape = self.thumbnail.shape
         self.gpus = [str(uuid) for uuid in wish["gpus"]]
         absent = [uuid for uuid in self.gpus if not around.machine.has(uuid)]
         if absent:
@@ -144,8 +150,11 @@ class Instance:
         self.steps = self._steps()
         self.companions: Mapping[str, Any] = model.get("companions") or {}
         self.draft = self._draft()
+        self.in_full = False
         self.refusal = ""
-        self.smallest_uses: list[Mapping[str, int]] | None = None  # kept by the ladder
+        self.smallest_uses: Iterable[Mapping[str, int]] | None = None  # kept by the ladder
+        self._measured: dict[Setting, tuple[DeviceNeed, ...] | MemoryModelError] = {}
+        self._beyond: dict[str, int] = {}
         self._needs: dict[Setting, tuple[DeviceNeed, ...] | MemoryModelError] = {}
 
     def with_changes(self, changes: Mapping[str, Any], *, scale: float | None = None) -> Instance:
@@ -205,14 +214,16 @@ class Instance:
             return steps + [(number, layers) for number in range(layers, -1, -1)]
         return [(number, first[1]) for number in range(self.all_layers, -1, -1)]
 
-    def _draft(self) -> ModelShape | None:
+    def _draft(self) -> Thumbnail | None:
         name = self.wish.get("draft_model")
         if name:
             if name not in self.around.models:
                 raise ImpossibleError(f"nothing is known of the draft model {name}")
-            return shape_in(self.around.models[name], name)
+            return self.around.thumbnail(str(name), self.around.models[name])
         own = self.companions.get("draft")
-        return None if own is None else shape_in({"shape": own}, "the draft model")
+        if own is None:
+            return None
+        return self.around.thumbnail(f"the draft model of {self.wish['model']}", {"shape": own})
 
     @property
     def splits_layers(self) -> bool:
@@ -236,16 +247,44 @@ class Instance:
 
         Raises MemoryModelError for a configuration that llama.cpp refuses or nobody can model.
         """
-        found = self._needs.get(setting)
+        found = self._measured.get(setting) or self._needs.get(setting)
         if found is None:
-            try:
-                found = self._compute(setting)
-            except MemoryModelError as problem:
-                found = problem
-            self._needs[setting] = found
+            found = self._needs[setting] = self._tried(setting, in_full=self.in_full)
         if isinstance(found, MemoryModelError):
             raise found
         return found
+
+    def _tried(
+        self, setting: Setting, *, in_full: bool
+    ) -> tuple[DeviceNeed, ...] | MemoryModelError:
+        try:
+            return self._compute(setting, in_full=in_full)
+        except MemoryModelError as problem:
+            return problem
+
+    def confirmed(self, setting: Setting) -> bool:
+        """Ask the memory model in full about a setting that was chosen by its thumbnail.
+
+        False if it needs more than that said, which the thumbnail's further answers then respect.
+        """
+        if setting in self._measured or self.in_full:
+            return True
+        thought = self.needs(setting)
+        found = self._measured[setting] = self._tried(setting, in_full=True)
+        if isinstance(found, MemoryModelError):
+            self.smallest_uses = None
+            return False
+        beyond = {
+            need.device: need.total_mib - before.total_mib
+            for before, need in zip(thought, found, strict=True)
+            if need.total_mib > before.total_mib
+        }
+        if beyond:
+            for device, mib in beyond.items():
+                self._beyond[device] = self._beyond.get(device, 0) + mib
+            self._needs = {}
+            self.smallest_uses = None
+        return not beyond
 
     def needs_or_none(self, setting: Setting) -> tuple[DeviceNeed, ...] | None:
         """The same; None for a configuration that is not possible, `refusal` then says why."""
@@ -284,21 +323,31 @@ class Instance:
             ubatch=int(self.wish.get("ubatch") or 512),
             embeddings=embeddings,
             pooling="rank" if self.wish.get("rerank") else "unset",
+            draft_tokens=DRAFT_TOKENS if self.draft else 0,
         )
 
-    def _memory(self, shape: ModelShape, config: RunConfig) -> dict[str, DeviceMemory]:
+    def _memory(
+        self, thumbnail: Thumbnail, config: RunConfig, *, in_full: bool
+    ) -> dict[str, DeviceMemory]:
         """The memory model's answer by device.
 
         Split by row, the matrices are cut across the devices, and all else lies as it does split
         by layer. Split by tensor, each device holds its share of the weights and of the KV cache;
         its compute buffer is taken to be a lone device's. Neither has been measured.
         """
+
+        def ask(config: RunConfig) -> Sequence[DeviceMemory]:
+            if in_full:
+                return thumbnail.memory(thumbnail.shape, config)
+            return thumbnail.rows(config)
+
         guess = len(config.devices) > 1 and self.split_mode in ("row", "tensor")
         if not guess or self.split_mode == "row":
-            rows = self.around.memory(shape, config)
-            return {row.device: replace(row, approximate=row.approximate or guess) for row in rows}
-        whole = replace(config, devices=config.devices[:1], tensor_split=())
-        one, host = self.around.memory(shape, whole)
+            return {
+                row.device: replace(row, approximate=row.approximate or guess)
+                for row in ask(config)
+            }
+        one, host = ask(replace(config, devices=config.devices[:1], tensor_split=()))
         shares = config.tensor_split
         cut = {
             device: DeviceMemory(
@@ -312,10 +361,10 @@ class Instance:
         }
         return {**cut, HOST: host}
 
-    def _compute(self, setting: Setting) -> tuple[DeviceNeed, ...]:
+    def _compute(self, setting: Setting, *, in_full: bool) -> tuple[DeviceNeed, ...]:
         config = self.config(setting)
-        rows = self._memory(self.shape, config)
-        draft = self._draft_rows(config)
+        rows = self._memory(self.thumbnail, config, in_full=in_full)
+        draft = self._draft_bytes(config, in_full=in_full)
         weights = sum(row.weights_bytes for row in rows.values()) * self.scale
         lora_bytes = float(self.companions.get("lora_bytes") or 0)
         corrections = self.around.corrections.get(self.name, {})
@@ -334,6 +383,8 @@ class Instance:
                 correction = float(corrections.get(device, {}).get(part, 0))
                 sizes[part] = max(0.0, sizes[part] + correction)
             sizes["draft_mib"] = draft.get(device, 0) / MIB
+            if not in_full:
+                sizes["compute_mib"] += self._beyond.get(device, 0)
             if self._holds_projector(device):
                 sizes["projector_mib"] = self._projector_mib()
             if uuid is not None:
@@ -349,7 +400,7 @@ class Instance:
             )
         return tuple(needs)
 
-    def _draft_rows(self, config: RunConfig) -> dict[str, int]:
+    def _draft_bytes(self, config: RunConfig, *, in_full: bool) -> dict[str, int]:
         """Bytes a device that the draft model takes, in all."""
         if self.draft is None:
             return {}
@@ -357,12 +408,13 @@ class Instance:
             config,
             cache_type_k="f16",
             cache_type_v="f16",
-            gpu_layers=self.draft.layer_count + 1 if config.devices else 0,
+            gpu_layers=self.draft.shape.layer_count + 1 if config.devices else 0,
             cpu_moe_layers=0,
             embeddings=False,
             pooling="unset",
+            draft_tokens=0,
         )
-        rows = self._memory(self.draft, own)
+        rows = self._memory(self.draft, own, in_full=in_full)
         return {device: row.total_bytes for device, row in rows.items()}
 
     def _holds_projector(self, device: str) -> bool:

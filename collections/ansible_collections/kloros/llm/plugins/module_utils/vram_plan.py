@@ -9,16 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from . import memory_model
-from .memory_model import HOST
+from .memory_model import HOST, MIB
 from .vram_budget import DEFAULT_RESERVE_MIB, Machine, machine
 from .vram_ladder import Budgets, Settled, least_setting, room_for, settle
-from .vram_need import (
-    CUDA_CONTEXT_MIB,
-    ImpossibleError,
-    Instance,
-    MemoryFunction,
-    Surroundings,
-)
+from .vram_need import CUDA_CONTEXT_MIB, ImpossibleError, Instance, Surroundings
+from .vram_thumbnail import MemoryFunction
 from .vram_ways_out import Case, ways_out
 from .vram_words import described, reasons, shortages
 
@@ -83,24 +78,16 @@ def vram_plan(
         memory=memory,
     )
     budgets = there.budgets()
-    accepted: list[Instance] = []
     refused: dict[str, str] = {}
-    alone: dict[str, Instance] = {}
+    possible: list[Instance] = []
     for wish in instances:
-        name = str(wish["name"])
         try:
-            instance = Instance(wish, around)
+            possible.append(Instance(wish, around))
         except ImpossibleError as problem:
-            refused[name] = str(problem)
-            continue
-        if room_for([*accepted, instance], budgets):
-            accepted.append(instance)
-        else:
-            alone[name] = instance
-    settled = settle(accepted, budgets)
-    if settled is None:
-        # Each of them was let in because there was room; only the search's limit leads here.
-        raise ValueError("there is room for all instances, and yet they could not be placed")
+            refused[str(wish["name"])] = str(problem)
+    settled = _accepted(possible, budgets)
+    accepted = [item.instance for item in settled]
+    alone = {instance.name: instance for instance in possible if instance not in accepted}
     order = [str(wish["name"]) for wish in instances]
     problems = []
     for wish in instances:
@@ -125,6 +112,23 @@ def vram_plan(
         "host": _host(there, settled),
         "problems": problems,
     }
+
+
+def _accepted(possible: Sequence[Instance], budgets: Budgets) -> list[Settled]:
+    """Those for which there is room beside the earlier ones, with their settings."""
+    before: list[Instance] = []
+    while True:
+        accepted: list[Instance] = []
+        for instance in possible:
+            if room_for([*accepted, instance], budgets):
+                accepted.append(instance)
+        settled = settle(accepted, budgets)
+        if settled is not None:
+            return settled
+        # Asked in full, one needs more than was thought, which it now knows; or the search met
+        # its limit, and the last has to go.
+        possible = accepted[:-1] if accepted == before else accepted
+        before = accepted
 
 
 def profiles(gpus: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -171,6 +175,16 @@ def _instance(item: Settled, later: Sequence[Instance]) -> dict[str, Any]:
                 "total_mib": need.total_mib,
             }
             for need in needs
+        ],
+        # As an engine's dry run tells it, to be compared: whole MiB, nothing added or corrected.
+        "predicted": [
+            {
+                "device": row.device,
+                "weights_mib": row.weights_bytes // MIB,
+                "kv_mib": row.kv_bytes // MIB,
+                "compute_mib": row.compute_bytes // MIB,
+            }
+            for row in instance.around.memory(instance.shape, instance.config(setting))
         ],
         "approximate": any(need.approximate for need in needs)
         or any(need.parts["projector_mib"] for need in needs),

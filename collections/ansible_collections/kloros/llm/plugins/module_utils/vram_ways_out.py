@@ -164,7 +164,7 @@ def _gpu_sets(case: Case) -> list[list[list[str]]]:
     """Sets of GPUs to try, the smallest first: lone ones, pairs, all."""
     there = [str(gpu["uuid"]) for gpu in case.around.machine.gpus]
     wished = {str(uuid) for uuid in case.wish["gpus"]}
-    sizes = [size for size in (1, 2, len(there)) if size <= len(there)]
+    sizes = [size for size in (1, 2, len(there)) if 0 < size <= len(there)]
     return [
         [list(group) for group in combinations(there, size) if set(group) != wished]
         for size in dict.fromkeys(sizes)

@@ -83,7 +83,7 @@ def _why_not(
     budgets: Budgets,
     later: Sequence[str],
 ) -> str:
-    what = f"With {_slots(instance, wanted)} and a {wanted.kv_cache} KV cache"
+    what = f"With {_slots(instance, wanted)} and a KV cache of {wanted.kv_cache}"
     if instance.usage(wanted) is None:
         return f"{what} it cannot run."
     short = shortages(instance, wanted, budgets)
@@ -144,7 +144,9 @@ def reasons(settled: Settled, later: Sequence[Instance]) -> list[str]:
     want, first = instance.contexts[-1], instance.kv_types[0]
     offloaded = (setting.gpu_layers, setting.cpu_moe_layers) != instance.steps[0]
     if setting.context_tokens == want and setting.kv_cache == first and not offloaded:
-        found.append(f"It has the {want} tokens a slot and the {first} KV cache that are wanted.")
+        found.append(
+            f"It has the {want} tokens a slot and the KV cache of {first} that are wanted."
+        )
     else:
         found.append(_why_not(instance, _full(instance, setting, budgets), budgets, names))
         if offloaded:

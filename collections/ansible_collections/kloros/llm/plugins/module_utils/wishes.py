@@ -129,9 +129,7 @@ MODEL_KEYS: Final[Mapping[str, Key]] = {
     "file": Key("a file name ending in .gguf, without a folder", _matches(_FILE_NAME)),
     "mmproj": Key(f"the projector of a model that sees or hears: {_COMPANION}", _is_companion),
     "draft": Key(f"its draft model, for speculative decoding: {_COMPANION}", _is_companion),
-    "lora": Key(
-        f"its LoRA adapters, a list, each {_COMPANION}", _is_list_of(_is_companion), []
-    ),
+    "lora": Key(f"its LoRA adapters, a list, each {_COMPANION}", _is_list_of(_is_companion), []),
 }
 
 INSTANCE_KEYS: Final[Mapping[str, Key]] = {
@@ -260,10 +258,12 @@ SETTING_KEYS: Final[Mapping[str, Key]] = {
     "gpu_lockout": Key("a list of GPU indices or UUIDs", _is_list_of(_is_gpu)),
     "preflight_gpu_reserve_mib": Key(
         "a mapping of GPU indices or UUIDs to MiB",
-        lambda v: isinstance(v, Mapping)
-        and all(
-            (str(gpu).isdecimal() or _is_gpu(gpu)) and _is_integer(mib, 0, 2**24)
-            for gpu, mib in v.items()
+        lambda v: (
+            isinstance(v, Mapping)
+            and all(
+                (str(gpu).isdecimal() or _is_gpu(gpu)) and _is_integer(mib, 0, 2**24)
+                for gpu, mib in v.items()
+            )
         ),
     ),
     "preflight_gpu_reserve_default_mib": Key("MiB, from 0", lambda v: _is_integer(v, 0, 2**24)),

@@ -19,7 +19,7 @@ options:
   path:
     description:
       - A model file on the host; of a model in several files the first.
-      - Exactly one of O(path) and O(source) is needed.
+      - With O(source), it is read where it is there, and else O(source) is.
     type: path
   source:
     description:
@@ -27,6 +27,21 @@ options:
         or V(file:/ABSOLUTE/PATH), as for M(kloros.llm.gguf_model); of a model in several files the
         first.
     type: str
+  offline_dir:
+    description:
+      - A folder on the host with files that stand for the network, as for
+        M(kloros.llm.gguf_model).
+    type: path
+  offline:
+    description: Never ask the network.
+    type: bool
+    default: false
+  report_problems:
+    description:
+      - Succeed where the header cannot be read, and say why in RV(problem); for a caller that wants
+        to see all problems at once.
+    type: bool
+    default: false
   hf_endpoint:
     description:
       - Base URL of the Hub or of a mirror.
@@ -74,6 +89,16 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+problem:
+  description: Why the header cannot be read. Nothing else is returned with it.
+  returned: where O(report_problems) is set and it cannot
+  type: str
+  sample: "hf://example/gone/model.gguf@main: HTTP 404"
+on_host:
+  description: Whether the model was read on the host, at O(path) or in O(offline_dir).
+  returned: success
+  type: bool
+  sample: false
 name:
   description: The model's name for people; null where the file has none.
   returned: success
@@ -144,6 +169,11 @@ tensors:
   returned: success
   type: int
   sample: 339
+data_bytes:
+  description: The bytes of all tensors.
+  returned: success
+  type: int
+  sample: 3802505728
 bytes_by_type:
   description: The bytes of all tensors of each type, most first.
   returned: success
@@ -188,10 +218,14 @@ fetched_bytes:
   sample: 16777216
 """
 
+from pathlib import Path
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.parameters import env_fallback
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_facts import model_facts
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import (
+    GgufModel,
     read_model_file,
     read_model_source,
 )
@@ -201,8 +235,30 @@ from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
     SourceError,
     check_endpoint,
+    offline_places,
     parse_source,
 )
+
+
+def read(params: dict[str, Any]) -> tuple[GgufModel, bool]:
+    """The model's headers, and whether they lie on the host.
+
+    Raises SourceError, GgufError, HttpError or OSError.
+    """
+    path = params["path"]
+    if path and (not params["source"] or Path(path).exists()):
+        return read_model_file(path), True
+    source = parse_source(params["source"])
+    places = offline_places(source, Path(path).name if path else None, params["offline_dir"])
+    for place in places:
+        if place.is_file():
+            return read_model_file(place), True
+    if params["offline"] and source.kind != "file":
+        where = " or ".join(map(str, places)) or "a folder that 'offline_dir' names"
+        raise SourceError(f"{source} is not on the host, and 'offline' is set; put it at {where}")
+    client = HttpClient(params["timeout_s"])
+    endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
+    return read_model_source(source, client, endpoint, params["hf_token"] or None), False
 
 
 def main() -> None:
@@ -210,35 +266,34 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path"},
             "source": {"type": "str"},
+            "offline_dir": {"type": "path"},
+            "offline": {"type": "bool", "default": False},
+            "report_problems": {"type": "bool", "default": False},
             "hf_endpoint": {"type": "str", "fallback": (env_fallback, ["HF_ENDPOINT"])},
             "hf_token": {"type": "str", "no_log": True},
             "timeout_s": {"type": "int", "default": 30},
         },
-        mutually_exclusive=[("path", "source")],
         required_one_of=[("path", "source")],
         supports_check_mode=True,
     )
     params = module.params
     try:
-        if params["path"]:
-            model = read_model_file(params["path"])
-        else:
-            model = read_model_source(
-                parse_source(params["source"]),
-                HttpClient(params["timeout_s"]),
-                check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT),
-                params["hf_token"] or None,
-            )
+        model, on_host = read(params)
     except (SourceError, GgufError, HttpError) as error:
-        module.fail_json(msg=str(error))
+        problem = str(error)
     except OSError as error:
-        module.fail_json(msg=f"{params['path'] or params['source']}: {error.strerror or error}")
-    module.exit_json(
-        changed=False,
-        requests=model.requests,
-        fetched_bytes=model.fetched_bytes,
-        **model_facts(model),
-    )
+        problem = f"{params['path'] or params['source']}: {error.strerror or error}"
+    else:
+        module.exit_json(
+            changed=False,
+            on_host=on_host,
+            requests=model.requests,
+            fetched_bytes=model.fetched_bytes,
+            **model_facts(model),
+        )
+    if params["report_problems"]:
+        module.exit_json(changed=False, problem=problem)
+    module.fail_json(msg=problem)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""The memory in the plan: wishes met best-first, servers that were asked, runs that repeat."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.plan import (
+    lasting,
+    make_plan,
+    models_to_read,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.plan_memory import (
+    dry_run_findings,
+    dry_run_key,
+    known_dry_runs,
+    plan_sources,
+    previous_plan,
+    with_dry_runs,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.vram_need import CUDA_CONTEXT_MIB
+
+from tests.unit.planned_models import headers_of
+
+Data = dict[str, Any]
+UUID = "GPU-3060"
+
+
+@pytest.fixture
+def on_gpu(wishes: Data, gpu_host: Data) -> tuple[Data, Data]:
+    """An instance of a small model on the first GPU."""
+    wishes["llama_instances"]["instances"]["live"] |= {"gpus": [0], "context": 4096}
+    gpu_host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    return wishes, gpu_host
+
+
+def errors(result: Data) -> list[str]:
+    return [finding["found"] for finding in result["findings"] if finding["level"] == "error"]
+
+
+def rows(plan: Data, **more: int) -> list[Data]:
+    """What a server says that takes just what was predicted, but for what is named."""
+    predicted = plan["memory"]["instances"]["live"]["predicted"]
+    return [
+        {**row, **{part: row[part] + mib for part, mib in more.items()}}
+        if row["device"] == "CUDA0"
+        else dict(row)
+        for row in predicted
+    ]
+
+
+def ask(host: Data, plan: Data, **more: int) -> None:
+    """Have the server asked about the plan's instance."""
+    name = {"name": "live"}
+    answer = {"item": name, "asked": "llama-server", "accepted": True, "rows": rows(plan, **more)}
+    host["dry_runs"] = with_dry_runs(host["dry_runs"], plan["memory"]["keys"], [answer])
+
+
+def test_memory_settles_the_instance(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["llama_instances"]["instances"]["live"]["context"] = {"want": 32768, "min": 1024}
+    wishes["gpu_reserve_mib"] = {"0": 12288 - 1200}
+    result = make_plan(wishes, host)
+    (live,) = result["plan"]["instances"]
+    assert errors(result) == []
+    assert 1024 <= live["context_tokens"] < 32768
+    assert live["environment"]["LLAMA_ARG_CTX_SIZE"] == str(live["context_tokens"])
+    (gpu, _) = result["plan"]["memory"]["gpus"]
+    assert gpu["instances"][0]["mib"] <= 1200
+    json.dumps(result)
+
+
+def test_what_does_not_fit_is_an_error_with_ways_out(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    host["headers"] = headers_of(wishes, "qwen2.5-32b")
+    result = make_plan(wishes, host)
+    (finding,) = [item for item in result["findings"] if item["level"] == "error"]
+    assert finding["key"] == "llama_instances.live"
+    assert "has 11776 of 12288 MiB" in finding["found"]
+    assert all(f"({number})" in finding["cure"] for number in (1, 2, 3))
+
+
+def test_alternative_is_taken_where_the_wish_does_not_fit(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    host["headers"] = headers_of(wishes, "qwen2.5-32b")
+    live = wishes["llama_instances"]["instances"]["live"]
+    live["alternatives"] = [{"gpus": [0, 1], "context": 2048, "kv_cache": ["q8_0"]}]
+    result = make_plan(wishes, host)
+    (instance,) = result["plan"]["instances"]
+    (finding,) = result["findings"]
+    assert (finding["level"], instance["alternative"]) == ("warning", 1)
+    assert "alternative 1 (the wish itself: GPU 0" in finding["found"]
+    assert instance["environment"]["LLAMA_ARG_DEVICE"] == "CUDA0,CUDA1"
+    assert instance["environment"]["LLAMA_ARG_TENSOR_SPLIT"].count(",") == 1
+
+
+def test_locked_out_gpu_takes_no_part(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["gpu_lockout"] = [UUID]
+    result = make_plan(wishes, host)
+    assert errors(result) == ["GPU 0 (NVIDIA GeForce RTX 3060) is locked out by gpu_lockout"]
+    assert [gpu["index"] for gpu in result["plan"]["memory"]["gpus"]] == [1]
+
+
+def test_header_that_cannot_be_read_is_an_error(wishes: Data, host: Data) -> None:
+    (item,) = models_to_read(wishes)
+    host["headers"] = [{"item": item, "problem": "HTTP 404"}]
+    result = make_plan(wishes, host)
+    assert errors(result) == ["HTTP 404"]
+    assert item["path"] == "/var/lib/kloros-llm/models/tiny.gguf"
+
+
+def test_server_that_says_the_same_changes_nothing(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    first = make_plan(wishes, host)["plan"]
+    assert first["memory"]["unasked"] == ["live"]
+    ask(host, first)
+    second = make_plan(wishes, host)["plan"]
+    assert second["memory"]["unasked"] == []
+    assert second["memory"]["differences"] == {}
+    assert second["instances"] == first["instances"]
+
+
+def test_server_that_says_more_makes_another_plan(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["llama_instances"]["instances"]["live"]["context"] = {"want": 32768, "min": 1024}
+    wishes["gpu_reserve_mib"] = {UUID: 12288 - 1200}
+    first = make_plan(wishes, host)["plan"]
+    ask(host, first, compute_mib=100)
+    second = make_plan(wishes, host)["plan"]
+    assert second["instances"][0]["context_tokens"] < first["instances"][0]["context_tokens"]
+    assert second["memory"]["differences"] == {}  # of the new configuration nothing is known yet
+    assert second["memory"]["unasked"] == ["live"]
+    ask(host, second, compute_mib=100)
+    third = make_plan(wishes, host)["plan"]
+    assert third["instances"] == second["instances"]
+    assert third["memory"]["differences"] == {"live": {"CUDA0": {"compute_mib": 100}}}
+    assert third["memory"]["unasked"] == []
+    # The next run begins with what this one wrote, and ends where it ended.
+    before = previous_plan(json.dumps(lasting(third)))
+    again = make_plan(wishes, host | {"before": before, "dry_runs": known_dry_runs(before)})
+    assert lasting(again["plan"]) == lasting(third)
+
+
+def test_server_that_says_too_much_stops_the_play(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    ask(host, make_plan(wishes, host)["plan"], weights_mib=12000)
+    (said,) = errors(make_plan(wishes, host))
+    assert "GPU 0" in said
+
+
+def test_neighbours_do_not_change_what_is_written(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    quiet = lasting(make_plan(wishes, host)["plan"])
+    host["gpus"]["gpus"][0]["memory_free_mib"] -= 700
+    host["gpus"]["gpus"][0]["processes"] = [{"pid": 7, "name": "voice", "used_mib": 700}]
+    assert lasting(make_plan(wishes, host)["plan"]) == quiet
+
+
+def test_others_are_seen_beside_own_servers_where_the_driver_hides_processes(
+    on_gpu: tuple[Data, Data],
+) -> None:
+    wishes, host = on_gpu
+    plan = make_plan(wishes, host)["plan"]
+    taken = plan["memory"]["instances"]["live"]["devices"][0]["total_mib"]
+    assert taken > CUDA_CONTEXT_MIB
+    host["gpus"]["gpus"][0]["memory_free_mib"] -= taken + 1000
+    host["unit_processes"] = {"kloros-llama-live.service": 4711}
+    host["before"] = previous_plan(json.dumps(lasting(plan)))
+    assert make_plan(wishes, host)["plan"]["memory"]["gpus"][0]["neighbours_mib"] == 1280
+    host["unit_processes"] = {}  # it does not run, so what is used is others'
+    assert make_plan(wishes, host)["plan"]["memory"]["gpus"][0]["neighbours_mib"] > 2000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"memory": {}}',
+        '{"memory": {"instances": {"live": {"devices": [{}]}}, "dry_runs": {}}}',
+        '{"memory": {"instances": {}, "dry_runs": {"release": "r", "answers": {"k": {}}}}}',
+        '{"memory": {"instances": {}, "dry_runs": {"release": 1, "answers": {}}}}',
+    ],
+)
+def test_old_or_broken_plan_is_none(text: str) -> None:
+    assert previous_plan(text) == {}
+    assert known_dry_runs({}) == {"release": "", "answers": {}}
+
+
+def test_key_is_of_what_matters() -> None:
+    environment = {"LLAMA_ARG_CTX_SIZE": "4096", "LLAMA_ARG_PORT": "8080"}
+    key = dry_run_key(environment, [{"shape": 1}])
+    assert dry_run_key(environment | {"LLAMA_ARG_PORT": "8081"}, [{"shape": 1}]) == key
+    assert dry_run_key(environment | {"LLAMA_ARG_CTX_SIZE": "8192"}, [{"shape": 1}]) != key
+    assert dry_run_key(environment, [{"shape": 2}]) != key
+
+
+def test_refusal_is_told_with_the_servers_words() -> None:
+    results = [
+        {"item": {"name": "live"}, "accepted": True, "asked": "llama-server", "last_words": []},
+        {
+            "item": {"name": "code"},
+            "accepted": False,
+            "asked": "llama-server",
+            "last_words": ["wrong number of tensors"],
+        },
+    ]
+    (finding,) = dry_run_findings(results)
+    assert (finding["key"], finding["found"]) == (
+        "llama_instances.code",
+        "wrong number of tensors",
+    )
+
+
+def test_sources_of_all_files(wishes: Data, host: Data) -> None:
+    wishes["gguf_models"]["models"]["tiny:1b"] |= {"mmproj": "hf://someone/tiny/mmproj.gguf"}
+    folder = "/var/lib/kloros-llm/models"
+    assert plan_sources(make_plan(wishes, host)["plan"]) == [
+        {"path": f"{folder}/tiny.gguf", "source": "hf://someone/tiny/tiny.gguf@main"},
+        {"path": f"{folder}/tiny.mmproj.gguf", "source": "hf://someone/tiny/mmproj.gguf@main"},
+    ]
+    (live,) = make_plan(wishes, host)["plan"]["instances"]
+    assert live["environment"]["LLAMA_ARG_MMPROJ"] == f"{folder}/tiny.mmproj.gguf"
