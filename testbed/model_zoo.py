@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _ALIGNMENT = 32
 _TYPE_NUMBERS = {entry.name: number for number, entry in GGML_TYPES.items()}
 _TYPES = {entry.name: entry for entry in GGML_TYPES.values()}
 
+Parameter = Scalar | list[Scalar]
 Entry = tuple[str, tuple[int, ...], str]
 
 
@@ -84,7 +85,8 @@ def _model(
     tied: bool = False,
     rms: bool = True,
     output: bool = True,
-    **parameters: Scalar | list[Scalar],
+    more: Mapping[str, Parameter] | None = None,
+    **parameters: Parameter,
 ) -> _Model:
     metadata: dict[str, Value] = {
         "general.architecture": architecture,
@@ -97,7 +99,7 @@ def _model(
     }
     epsilon = "layer_norm_rms_epsilon" if rms else "layer_norm_epsilon"
     metadata[f"{architecture}.attention.{epsilon}"] = 1e-5
-    for key, value in parameters.items():
+    for key, value in {**parameters, **(more or {})}.items():
         metadata[f"{architecture}.{key.replace('__', '.')}"] = value
     model = _Model(architecture, metadata, quantise)
     model.matrix("token_embd", width, vocabulary)
@@ -113,9 +115,9 @@ def _attention(
     block: str,
     width: int,
     heads: int,
+    *,
     kv_heads: int,
     length: int,
-    *,
     bias: bool = False,
     norms: bool = False,
     fused: bool = False,
@@ -167,7 +169,7 @@ def _dense(
     tied: bool = False,
     quantise: Callable[[str, int], str] = _q4_k_m,
     rope_freqs: bool = False,
-    **parameters: Scalar | list[Scalar],
+    **parameters: Parameter,
 ) -> _Model:
     """llama, qwen2, qwen3: attention, then a gated feed-forward."""
     size = length or width // heads
@@ -184,13 +186,15 @@ def _dense(
         feed_forward_length=feed_forward,
         attention__head_count=heads,
         attention__head_count_kv=kv_heads,
-        **parameters,
+        more=parameters,
     )
     if rope_freqs:
         model.vector("rope_freqs", size // 2)
     for index in range(layers):
         block = f"blk.{index}"
-        _attention(model, block, width, heads, kv_heads, size, bias=bias, norms=norms)
+        _attention(
+            model, block, width, heads, kv_heads=kv_heads, length=size, bias=bias, norms=norms
+        )
         _feed_forward(model, block, width, feed_forward)
     return model
 
@@ -248,7 +252,7 @@ def _qwen3moe() -> _Model:
     )
     for index in range(48):
         block = f"blk.{index}"
-        _attention(model, block, 2048, 32, 4, 128, norms=True)
+        _attention(model, block, 2048, 32, kv_heads=4, length=128, norms=True)
         model.vector(f"{block}.ffn_norm", 2048)
         _experts(model, block, 2048, 768, 128)
     return model
@@ -269,7 +273,7 @@ def _mixtral() -> _Model:
     )
     for index in range(32):
         block = f"blk.{index}"
-        _attention(model, block, 4096, 32, 8, 128)
+        _attention(model, block, 4096, 32, kv_heads=8, length=128)
         model.vector(f"{block}.ffn_norm", 4096)
         _experts(model, block, 4096, 14336, 8)
     return model
@@ -330,7 +334,7 @@ def _phi3(*, layers: int, width: int, heads: int, kv_heads: int, feed_forward: i
     )
     for index in range(layers):
         block = f"blk.{index}"
-        _attention(model, block, width, heads, kv_heads, width // heads, fused=True)
+        _attention(model, block, width, heads, kv_heads=kv_heads, length=width // heads, fused=True)
         model.vector(f"{block}.ffn_norm", width)
         model.matrix(f"{block}.ffn_up", width, 2 * feed_forward)
         model.matrix(f"{block}.ffn_down", feed_forward, width)
@@ -469,7 +473,7 @@ def _falcon_h1() -> _Model:
     )
     for index in range(layers):
         block = f"blk.{index}"
-        _attention(model, block, width, 8, 2, 128)
+        _attention(model, block, width, 8, kv_heads=2, length=128)
         _mamba2_block(model, block, width=width, inner=inner, state=state, heads=heads)
         _feed_forward(model, block, width, 4096, norm=False)
         model.vector(f"{block}.ffn_norm", width, suffix="")
@@ -495,7 +499,7 @@ def _lfm2() -> _Model:
     for index in range(layers):
         block = f"blk.{index}"
         if index in attention:
-            _attention(model, block, width, 32, 8, length, norms=True)
+            _attention(model, block, width, 32, kv_heads=8, length=length, norms=True)
         else:
             model.vector(f"{block}.attn_norm", width)
             model.vector(f"{block}.shortconv.conv", 3, width)
@@ -536,7 +540,7 @@ def _granite_hybrid() -> _Model:
     for index in range(layers):
         block = f"blk.{index}"
         if index in attention:
-            _attention(model, block, width, 12, 4, 128)
+            _attention(model, block, width, 12, kv_heads=4, length=128)
         else:
             model.vector(f"{block}.attn_norm", width)
             _mamba2_block(model, block, width=width, inner=inner, state=state, heads=heads)
@@ -567,7 +571,7 @@ def _gpt_oss() -> _Model:
     )
     for index in range(layers):
         block = f"blk.{index}"
-        _attention(model, block, width, heads, kv_heads, 64, bias=True)
+        _attention(model, block, width, heads, kv_heads=kv_heads, length=64, bias=True)
         model.vector(f"{block}.attn_output", width, suffix=".bias")
         model.vector(f"{block}.attn_sinks", heads)
         model.vector(f"{block}.post_attention_norm", width)
@@ -587,7 +591,7 @@ def _cohere(
     kv_heads: int,
     feed_forward: int,
     context: int,
-    **parameters: Scalar | list[Scalar],
+    **parameters: Parameter,
 ) -> _Model:
     model = _model(
         architecture,
@@ -601,11 +605,11 @@ def _cohere(
         attention__head_count=heads,
         attention__head_count_kv=kv_heads,
         logit_scale=0.0625,
-        **parameters,
+        more=parameters,
     )
     for index in range(layers):
         block = f"blk.{index}"
-        _attention(model, block, width, heads, kv_heads, width // heads)
+        _attention(model, block, width, heads, kv_heads=kv_heads, length=width // heads)
         _feed_forward(model, block, width, feed_forward, norm=False)
     return model
 

@@ -4,10 +4,10 @@
         [--all] [--record FILE] [MODEL …]
 
 The engine is asked by dry runs on headers without weights: llama-server's own first line
-`fit_memory_breakdown`, llama-fit-params, and, with --stand-in-cuda, a llama-server in that folder whose
-CUDA devices are stand-ins: they place, copy and allocate as CUDA's do, except for CUDA's padding of
-quantised rows and its room for converted caches. Prints Markdown. --record keeps the answers that the
-unit tests compare with.
+`fit_memory_breakdown`, llama-fit-params, and, with --stand-in-cuda, a llama-server in that folder
+whose CUDA devices are stand-ins: they place, copy and allocate as CUDA's do, except for CUDA's
+padding of quantised rows and its room for converted caches. Prints Markdown. --record keeps the
+answers that the unit tests compare with.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.kloros.llm.plugins.module_utils.memory_model import (
-    HOST,
     MIB,
     MemoryModelError,
     RunConfig,
     memory,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape, shape_of
+
 from testbed import model_zoo
 
 AT_ONCE = 2
@@ -102,7 +102,7 @@ class Answer:
 
 def _cpu_runs(model: str, source: str) -> Iterator[Run]:
     tool = source == "fit-params"
-    base = {
+    base: dict[str, Any] = {
         "embeddings": model in BERT and not tool,
         "cpu_repack": False,
         "all_outputs": tool,
@@ -350,7 +350,7 @@ def _summary(answers: Sequence[Answer]) -> Iterator[str]:
                 f"| {sum(a.weights_equal for a in told)} of {len(told)} "
                 f"| {sum(a.kv_equal for a in told)} of {len(told)} "
                 f"| {max(a.compute_deviation for a in told):.1%} "
-                f"| {max(max(a.undershoot for a in told), 0):.2%} |"
+                f"| {max(0.0, *(a.undershoot for a in told)):.2%} |"
             )
 
 

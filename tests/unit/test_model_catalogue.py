@@ -713,16 +713,31 @@ def test_two_processes_change_the_catalogue(
     setter = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from tests.unit.test_model_catalogue import *\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
         "for number in range(20):\n"
         "    Catalogue(Path(sys.argv[1])).set_alias(f'{sys.argv[2]}-{number}', 'chat')\n"
     )
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", setter, models, name], cwd=Path(__file__).parents[2]
+            [sys.executable, "-c", setter, models, name],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for name in ("a", "b")
     ]
-    assert [process.wait() for process in running] == [0, 0]
+    for process in running:
+        assert process.stdout
+        process.stdout.readline()
+    # Both are ready: now they start together.
+    for process in running:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        process.communicate()
+    assert [process.returncode for process in running] == [0, 0]
     assert len(catalogue.aliases()) == 40
     assert record_path(models / "chat.gguf").exists()
     assert config.is_dir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,10 @@ COMMANDS = ["completion", "fit", "gc", "list", "logs", "promote", "ps", "pull", 
 COMMANDS += ["show", "status", "update", "verify"]
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> ModelctlHost:
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ModelctlHost:
+    """Three models and a plan; no test changes it."""
+    tmp_path = tmp_path_factory.mktemp("completion")
     host = ModelctlHost(tmp_path / "host")
     for name in ("qwen2.5:7b", "qwen2.5:32b", "smollm2"):
         file = name.replace(":", "-").replace(".", "_")
@@ -113,8 +114,9 @@ def test_files_where_files_are_wanted(host: ModelctlHost) -> None:
 
 
 def test_nothing_is_said_where_something_is_wrong(host: ModelctlHost) -> None:
-    host.plan.write_text("{")
-    assert complete(host, f"modelctl logs --plan {host.plan} ") == []
+    broken = host.root / "broken.json"
+    broken.write_text("{")
+    assert complete(host, f"modelctl logs --plan {broken} ") == []
     assert complete(host, "modelctl rm --models-dir /nonexistent ") == []
 
 

@@ -133,6 +133,16 @@ def test_a_source_is_not_downloaded(host: ModelctlHost, hub: StandInHub) -> None
     assert list(host.models.iterdir()) == []
 
 
+def test_what_belongs_to_a_model_is_named_as_not_counted(
+    host: ModelctlHost, model: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "eye.gguf")
+    pulled = host.run("pull", f"file:{model}", "--mmproj", f"file:{tmp_path}/eye.gguf")
+    assert pulled.code == 0, pulled.err
+    (note,) = host.run("fit", "large", "--json").json["notes"]
+    assert note == "not counted: large.mmproj.gguf, which belongs to the model (mmproj)"
+
+
 def test_imagined_gpus(host: ModelctlHost, model: Path) -> None:
     words = ("fit", model, "--context", 2048, "--json")
     fitting = host.run(*words, "--gpu", 800, "--gpu", 800)

@@ -633,6 +633,14 @@ def test_second_of_two_on_one_card_is_offered_the_other_card() -> None:
 # Ways out
 
 
+def test_of_two_other_gpus_the_one_with_the_better_setting_is_offered() -> None:
+    cards = [gpu(0, 900), gpu(1, FIXED_MIB + 20), gpu(2, FIXED_MIB + 160)]
+    plan = plan_small(cards, [wish()], {"m": TEN_LAYERS})
+    ways = {way["kind"]: way for way in plan["problems"][0]["ways_out"]}
+    assert ways["gpus"]["change"]["gpus"] == [THIRD]
+    assert "then 32768 tokens, KV cache q8_0, all 11 layers on GPU 2" in ways["gpus"]["text"]
+
+
 def test_known_quantisation_is_named_first() -> None:
     models = {"m": {**TEN_LAYERS, "other_quantisations": {"Q8_0": 9**10, "Q3": 800 * MIB, "Q2": 9}}}
     plan = plan_small([gpu(0, FIXED_MIB - 100)], [wish()], models)

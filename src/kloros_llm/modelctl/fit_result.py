@@ -112,6 +112,10 @@ class Fit:
             notes += [f"not counted: {text}" for text in self.engine.not_covered]
         if self.formula_error:
             notes.append(f"the formulas know nothing of this: {self.formula_error}")
+        found = self.place.found
+        for file in found.version.files if found else ():
+            if file.role != "model":
+                notes.append(f"not counted: {file.file}, which belongs to the model ({file.role})")
         trained = self.shape.context_trained
         if trained and self.config.context_tokens > trained:
             notes.append(

@@ -1,11 +1,11 @@
 # Copyright: the kloros-llm contributors
 # MIT License (see LICENSE)
-"""How much each backend reserves to compute a graph: ggml's scheduler and graph allocator, replayed.
+"""How much each backend reserves to compute a graph: ggml's scheduler and allocator, replayed.
 
 Source: llama.cpp v0.5.0-dev, `ggml/src/ggml-backend.cpp` (ggml_backend_sched_split_graph),
 `ggml/src/ggml-alloc.c` (ggml_gallocr_alloc_graph_impl, ggml_dyn_tallocr_alloc) and
-`ggml/src/ggml-cuda/ggml-cuda.cu` (offload_op, get_alloc_size). As in the engine's own dry run, norms
-are not pinned to their layer's device: ggml_backend_sched_reserve_size forgets such wishes.
+`ggml/src/ggml-cuda/ggml-cuda.cu` (offload_op, get_alloc_size). As in the engine's own dry run,
+norms are not pinned to their layer's device: ggml_backend_sched_reserve_size forgets such wishes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .compute_graph import INPLACE_OPS, TYPES, VIEW_OPS, Graph, Tensor
 
-_OFFLOAD_MIN_BATCH = 32  # ggml-cuda.cu op_offload_min_batch_size
+_OFFLOAD_BATCH = 32  # ggml-cuda.cu op_offload_min_batch_size
 _ENDLESS = 1 << 62
 
 
@@ -148,6 +148,7 @@ class _Scheduler:
         )
 
     def _first(self, node: Tensor) -> int | None:
+        """Where a node must or should run, without regard to its neighbours."""
         if self.pins and node.pinned is not None:
             return node.pinned
         if node.place is not None:
@@ -156,20 +157,16 @@ class _Scheduler:
             return self.cpu
         if node.op in {"rope", "flash_attn"}:
             return None
-        for source in node.sources:
-            if source.weight:
-                assert source.place is not None
-                if (
-                    source.place == self.cpu
-                    and self.backends.op_offload
-                    and self.backends.devices
-                    and _batch(node) >= _OFFLOAD_MIN_BATCH
-                ):
-                    for device in range(self.backends.devices):
-                        if self._supports(device, node):
-                            return device
-                return source.place
-        return None
+        weight = next((source for source in node.sources if source.weight), None)
+        return None if weight is None else self._beside(weight, node)
+
+    def _beside(self, weight: Tensor, node: Tensor) -> int | None:
+        """Where the weight is, or the device that large batches are sent to."""
+        if weight.place == self.cpu and self.backends.op_offload and _batch(node) >= _OFFLOAD_BATCH:
+            for device in range(self.backends.devices):
+                if self._supports(device, node):
+                    return device
+        return weight.place
 
     def _expand(self, nodes: list[Tensor], *, skip_cpu: bool) -> None:
         current: int | None = None
@@ -184,37 +181,44 @@ class _Scheduler:
                 of[id(node)] = current
 
     def assign(self) -> None:
-        of = self.of
-        for tensor in (*self.graph.leafs, *self.graph.nodes):
+        """Passes 1 to 4 of ggml_backend_sched_split_graph."""
+        nodes = self.graph.nodes
+        for tensor in (*self.graph.leafs, *nodes):
             backend = self._first(tensor)
             if backend is not None:
-                of[id(tensor)] = backend
-        nodes = self.graph.nodes
+                self.of[id(tensor)] = backend
         backwards = nodes[::-1]
         for skip_cpu in (True, False):
             self._expand(nodes, skip_cpu=skip_cpu)
             self._expand(backwards, skip_cpu=skip_cpu)
         for node in nodes:
-            if node.op not in VIEW_OPS and id(node) not in of:
-                best = -1
-                for backend in range(self.cpu + 1):
-                    if self._supports(backend, node):
-                        count = sum(self._supported(source, backend) for source in node.sources)
-                        if count > best:
-                            best = count
-                            of[id(node)] = backend
+            if node.op not in VIEW_OPS and id(node) not in self.of:
+                self.of[id(node)] = self._best(node)
         for node in nodes:
-            if node.root is not None and id(node) not in of and id(node.root) in of:
-                of[id(node)] = of[id(node.root)]
-            for source in node.sources:
-                if id(source) not in of:
-                    root = source.root
-                    if root is not None and id(root) in of:
-                        of[id(source)] = of[id(root)]
-                    elif id(node) in of:
-                        of[id(source)] = of[id(node)]
-            if id(node) not in of:
-                of[id(node)] = 0
+            self._inherit(node)
+
+    def _best(self, node: Tensor) -> int:
+        """The backend that reads most of the sources where they are."""
+        able = [backend for backend in range(self.cpu + 1) if self._supports(backend, node)]
+        return max(
+            able,
+            key=lambda backend: sum(self._supported(source, backend) for source in node.sources),
+        )
+
+    def _inherit(self, node: Tensor) -> None:
+        """Views go with what they look at, other sources with the node that uses them."""
+        of = self.of
+        if node.root is not None and id(node) not in of and id(node.root) in of:
+            of[id(node)] = of[id(node.root)]
+        for source in node.sources:
+            if id(source) in of:
+                continue
+            root = source.root
+            if root is not None and id(root) in of:
+                of[id(source)] = of[id(root)]
+            elif id(node) in of:
+                of[id(source)] = of[id(node)]
+        of.setdefault(id(node), 0)
 
     def split(self) -> None:
         of = self.of
@@ -359,36 +363,45 @@ class _Allocator:
         if held is not None:
             self.pools[held[0]].give(held[1], self._size(tensor, held[0]))
 
-    def run(self, leafs: list[tuple[Tensor, int]], order: list[tuple[Tensor, int]]) -> list[int]:
-        children = self.children
-        views = self.views
-        for leaf, backend in leafs:
-            self.place(leaf, backend)
+    def _count(self, order: list[tuple[Tensor, int]]) -> None:
+        """Users and views of each tensor; inputs are placed now, not to be overwritten."""
         for node, backend in order:
             if node.root is not None and node.op != "none":
-                views[id(node.root)] += 1
+                self.views[id(node.root)] += 1
             if node.is_input:
                 self.place(node, backend)
             for source in self._of(node):
-                children[id(source)] += 1
+                self.children[id(source)] += 1
                 if source.is_input:
                     self.place(source, backend)
+
+    def _used(self, source: Tensor) -> None:
+        """One user less: frees what nobody needs any more."""
+        children, views = self.children, self.views
+        key = id(source)
+        children[key] -= 1
+        if children[key] or views[key]:
+            return
+        root = source.root
+        if root is None:
+            self._release(source)
+            return
+        views[id(root)] -= 1
+        if not views[id(root)] and not children[id(root)]:
+            self._release(root)
+
+    def run(self, leafs: list[tuple[Tensor, int]], order: list[tuple[Tensor, int]]) -> list[int]:
+        """ggml_gallocr_alloc_graph_impl: the peak of each buffer."""
+        for leaf, backend in leafs:
+            self.place(leaf, backend)
+        self._count(order)
         for node, backend in order:
             sources = self._of(node)
             for source in sources:
                 self.place(source, backend)
             self.place(node, backend)
             for source in sources:
-                key = id(source)
-                children[key] -= 1
-                if children[key] == 0 and views[key] == 0:
-                    root = source.root
-                    if root is not None:
-                        views[id(root)] -= 1
-                        if views[id(root)] == 0 and children[id(root)] == 0:
-                            self._release(root)
-                    elif key in self.owned:
-                        self._release(source)
+                self._used(source)
         return [pool.peak for pool in self.pools]
 
 

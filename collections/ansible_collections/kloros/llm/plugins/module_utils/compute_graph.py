@@ -2,8 +2,8 @@
 # MIT License (see LICENSE)
 """ggml's graphs without the numbers: tensors with shapes and sizes, in the order they are computed.
 
-Enough of ggml to know how much memory a graph takes. Source: llama.cpp v0.5.0-dev, `ggml/src/ggml.c`
-(shapes of results, ggml_visit_parents_graph) and `ggml-impl.h`.
+Enough of ggml to know how much memory a graph takes. Source: llama.cpp v0.5.0-dev,
+`ggml/src/ggml.c` (shapes of results, ggml_visit_parents_graph) and `ggml-impl.h`.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from .compute_buffers import Backends, attention_backends, compute_buffers
+from .gguf_header import GgufHeader, GgufTensor
 from .model_families import EXACT, build_graph
 from .model_graph import QUANTISED_CACHES, GraphConfig, UnknownGraphError
 from .model_shape import (
@@ -24,10 +25,12 @@ from .model_shape import (
     HOST_ALIGNMENT,
     LayerShape,
     ModelShape,
+    TensorShape,
 )
 
 MIB = 1024 * 1024
 HOST = "Host"
+PROJECTOR_PATCHES = 4096  # models with a dynamic resolution take images of about so many patches
 MARGIN = 1.15  # on the compute buffers of an architecture whose graph is not followed exactly
 KEPT_OF_A_KIND = 3
 KEPT_WITH_COPIES = 6  # copies between backends take some more layers until the peak is reached
@@ -341,7 +344,7 @@ def _graph_config(
     limit = context.batch
     if not (config.embeddings or config.all_outputs):
         limit = min(limit, max(1, config.slots * (1 + config.draft_tokens)))
-    pooling = config.pooling
+    pooling: str = config.pooling
     if pooling == "unset":
         pooling = POOLING.get(shape.parameter("pooling_type"), "none")
     return GraphConfig(
@@ -438,7 +441,7 @@ def _compute(
 
 
 def _bound(shape: ModelShape, config: RunConfig, context: Context, place: Placement) -> list[int]:
-    """Compute buffers where the graph is not known: more than such models have been seen to take."""
+    """Compute buffers where the graph is not known: rather too much."""
     tokens = min(context.total, context.ubatch)
     outputs = tokens if config.embeddings or config.all_outputs else min(tokens, config.slots)
     wide = max(
@@ -467,11 +470,7 @@ def _bound(shape: ModelShape, config: RunConfig, context: Context, place: Placem
     return [size + copied + inputs] * len(place.devices) + [inputs * 2]
 
 
-def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
-    """What each device holds, in the order of the devices, "Host" last.
-
-    Raises MemoryModelError for what llama-server would refuse.
-    """
+def _check(config: RunConfig) -> None:
     for cache_type in (config.cache_type_k, config.cache_type_v):
         if cache_type not in CACHE_TYPES:
             raise MemoryModelError(
@@ -479,59 +478,102 @@ def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
             )
     if config.split_mode == "tensor":
         raise MemoryModelError("split mode tensor cannot be computed, nor asked of the engine")
-    place = placement(shape, config)
-    context = context_of(shape, config)
-    flash = _flash(config)
-    host = len(place.devices)
-    weights = [0] * (host + 1)
-    cache = [0] * (host + 1)
 
-    weights[host] += sum(tensor.host_bytes for tensor in shape.input)
-    for index, layer in enumerate(shape.layers):
+
+def _bytes_on(tensors: Iterable[TensorShape], device: int) -> int:
+    return sum(tensor.cuda_bytes if device >= 0 else tensor.host_bytes for tensor in tensors)
+
+
+def _weights(shape: ModelShape, config: RunConfig, place: Placement) -> list[int]:
+    """Weights of the devices, main memory last (index -1, as in Placement)."""
+    weights = [0] * (len(place.devices) + 1)
+    weights[-1] += _bytes_on(shape.input, -1)
+    for index, layer in enumerate(shape.layers[: shape.trunk_layers]):
         device = place.layers[index]
-        if not layer.nextn or shape.architecture == "graniteswitch":
-            if device < 0:
-                weights[host] += layer.dense_host_bytes + layer.experts_host_bytes
-            else:
-                weights[device] += layer.dense_cuda_bytes
-                if index < config.cpu_moe_layers:
-                    weights[host] += layer.experts_host_bytes
-                else:
-                    weights[device] += layer.experts_cuda_bytes
-        on = device if config.kv_offload else -1
+        experts = -1 if index < config.cpu_moe_layers else device
+        weights[device] += layer.dense_cuda_bytes if device >= 0 else layer.dense_host_bytes
+        weights[experts] += layer.experts_cuda_bytes if experts >= 0 else layer.experts_host_bytes
+    weights[place.layers[0]] += _bytes_on(shape.first_layer_extras, place.layers[0])
+    weights[place.output] += _bytes_on(shape.output, place.output)
+    for device in set(place.layers):
+        weights[device] += _bytes_on(shape.every_device_extras, device)
+    tied = shape.tied_output
+    if tied is not None and (
+        place.output >= 0
+        or shape.architecture in COPIED_OUTPUT
+        or (not place.devices and config.cpu_repack and tied.type in REPACKED)
+    ):
+        weights[place.output] += _bytes_on((tied,), place.output)
+    return weights
+
+
+def _caches(
+    shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: Flash
+) -> list[int]:
+    """Caches and states of the devices, main memory last."""
+    caches = [0] * (len(place.devices) + 1)
+    for index, layer in enumerate(shape.layers):
+        device = place.layers[index] if config.kv_offload else -1
         for size, elements, row, quantised in _cache_tensors(
             shape, config, context, layer, flash.cache
         ):
-            if on < 0:
-                cache[host] += _pad(size, HOST_ALIGNMENT)
+            if device < 0:
+                caches[device] += _pad(size, HOST_ALIGNMENT)
+            elif config.cuda_sizes:
+                caches[device] += _on_device(size, elements, row, quantised)
             else:
-                cache[on] += _on_device(size, elements, row, quantised)
-    first = place.layers[0]
-    for device, tensors in (
-        (first, shape.first_layer_extras),
-        (place.output, shape.output),
-        *((device, shape.every_device_extras) for device in sorted(set(place.layers))),
-    ):
-        for tensor in tensors:
-            weights[device if device >= 0 else host] += (
-                tensor.cuda_bytes if device >= 0 else tensor.host_bytes
-            )
-    if shape.tied_output is not None:
-        if place.output >= 0:
-            weights[place.output] += shape.tied_output.cuda_bytes
-        elif shape.architecture in COPIED_OUTPUT or (
-            not place.devices and config.cpu_repack and shape.tied_output.type in REPACKED
-        ):
-            weights[host] += shape.tied_output.host_bytes
+                caches[device] += _pad(size, CUDA_ALIGNMENT)
+    return caches
 
+
+def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
+    """What each device holds, in the order of the devices, "Host" last.
+
+    Raises MemoryModelError for what llama-server would refuse.
+    """
+    _check(config)
+    place = placement(shape, config)
+    context = context_of(shape, config)
+    flash = _flash(config)
+    weights = _weights(shape, config, place)
+    caches = _caches(shape, config, context, place, flash)
     compute = _compute(shape, config, context, place, flash)
     return [
         DeviceMemory(
             name,
             weights[index],
-            cache[index],
+            caches[index],
             compute[index],
             approximate=shape.architecture not in EXACT,
         )
         for index, name in enumerate((*place.devices, HOST))
     ]
+
+
+def projector_bytes(header: GgufHeader) -> int:
+    """What a vision or audio projector (mmproj) takes on the first GPU, estimated.
+
+    Its weights, and room to encode: llama-server asks libmtmd for the worst case and adds it to the
+    margin of that device (server-context.cpp); it is not in `fit_memory_breakdown`.
+    """
+    weights = sum(_tensor_bytes(tensor) for tensor in header.tensors)
+    width = _number(header, "clip.vision.embedding_length", 1024)
+    hidden = _number(header, "clip.vision.feed_forward_length", 4 * width)
+    image = _number(header, "clip.vision.image_size", 448)
+    patch = max(_number(header, "clip.vision.patch_size", 14), 1)
+    patches = max((image // patch) ** 2, PROJECTOR_PATCHES)
+    return weights + patches * 4 * (6 * width + 2 * hidden)
+
+
+def lora_bytes(header: GgufHeader) -> int:
+    """What a LoRA adapter takes: each of its tensors lies where the matrix it changes lies."""
+    return sum(_tensor_bytes(tensor) for tensor in header.tensors)
+
+
+def _tensor_bytes(tensor: GgufTensor) -> int:
+    return TensorShape(tensor.shape, tensor.type, tensor.size_bytes).cuda_bytes
+
+
+def _number(header: GgufHeader, key: str, default: int) -> int:
+    value = header.metadata.get(key, default)
+    return int(value) if isinstance(value, int | float) else default

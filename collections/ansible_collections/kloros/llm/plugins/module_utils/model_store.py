@@ -43,6 +43,7 @@ from .model_transfer import (
     Received,
     TransferError,
     drop_part,
+    missing_disk_bytes,
     part_size_bytes,
     resumable_bytes,
     transfer,
@@ -631,8 +632,15 @@ def _foreseen(request: FetchRequest, states: Sequence[_State]) -> Outcome:
     )
 
 
+def _missing_disk_bytes(request: FetchRequest, wanted: WantedFile, version: _Version) -> int:
+    """What the disk must still take for a file; nothing where it would be linked."""
+    if version.origin:
+        return _missing_bytes(request, wanted, version)
+    return missing_disk_bytes(_download(request, wanted, version))
+
+
 def _missing_bytes(request: FetchRequest, wanted: WantedFile, version: _Version) -> int:
-    """What has to be written for a file; nothing where it would be linked."""
+    """What has to be got of a file; nothing where it would be linked."""
     if version.origin:
         return 0 if _would_link(request, version.origin) else version.size_bytes or 0
     return (version.size_bytes or 0) - resumable_bytes(_download(request, wanted, version))
@@ -780,9 +788,9 @@ def _check_space(
 ) -> None:
     """Whether all that is missing fits; claims the space.
 
-    `first_missing_bytes` is what is now known to be missing of the first of them.
+    `first_missing_bytes` is what the disk is now known to have to take for the first of them.
     """
-    needs = [_missing_bytes(request, *pair) for pair in missing]
+    needs = [_missing_disk_bytes(request, *pair) for pair in missing]
     if first_missing_bytes is not None:
         needs[0] = first_missing_bytes
     elif all(version.origin and _would_link(request, version.origin) for _, version in missing):

@@ -148,11 +148,7 @@ class StateParts(GraphParts):
             inputs,
             scan_states,
             (state, 1, inner),
-            heads,
-            dt,
-            self.need(index, "ssm_a"),
-            b,
-            c,
+            (heads, dt, self.need(index, "ssm_a"), b, c),
         )
         self.graph.expand(
             cpy(
@@ -195,7 +191,10 @@ class StateParts(GraphParts):
         dt = like("add", cont(dt), self.need(index, "ssm_dt.bias"))
         scan_states = self._state(index, state * inner, "s")
         y_all = self.scan(
-            inputs, scan_states, (state, length, heads), x, dt, self.need(index, "ssm_a"), b, c
+            inputs,
+            scan_states,
+            (state, length, heads),
+            (x, dt, self.need(index, "ssm_a"), b, c),
         )
         self.graph.expand(
             cpy(
