@@ -172,7 +172,7 @@ def get(host: Host, port: int, path: str, *, data: Any = None) -> dict[str, Any]
     code = (
         "import sys, urllib.request as u; "
         "print(u.urlopen(u.Request(sys.argv[1], (sys.argv[2] or None) and sys.argv[2].encode(), "
-        "{'Content-Type': 'application/json'}), timeout=60).read().decode())"
+        "{'Content-Type': 'application/json'}), timeout=600).read().decode())"
     )
     body = "" if data is None else json.dumps(data)
     done = host.run("python3 -c %s %s %s", code, f"http://127.0.0.1:{port}{path}", body)
