@@ -36,6 +36,13 @@ def test_wish_and_alternatives_in_order() -> None:
     assert (third.missing, list(third.gpus), third.wish["context"]) == (None, [], 4096)
 
 
+def test_other_gpus_are_not_split_as_the_wishs_own() -> None:
+    asked = wish([0, 1], {"gpus": [0]}, {"context": 512}) | {"tensor_split": [3, 2], "main_gpu": 1}
+    _, other, same = candidates(asked, KLOROS_GPUS, [])
+    assert (other.wish["tensor_split"], other.wish["main_gpu"]) == ([], None)
+    assert (same.wish["tensor_split"], same.wish["main_gpu"]) == ([3, 2], 1)
+
+
 @pytest.mark.parametrize("lockout", [[0], ["GPU-3060"], ["0"]])
 def test_locked_out_gpu_is_not_to_be_had(lockout: list[int | str]) -> None:
     (_, missing), (gpus, none) = of(wish([0], {"gpus": [1]}), lockout)

@@ -213,6 +213,14 @@ def test_the_server_fits_nothing_itself() -> None:
     assert some["LLAMA_ARG_N_CPU_MOE"] == "4"
 
 
+def test_a_projector_stays_off_gpus_that_the_instance_has_not() -> None:
+    on_gpu = instance_environment(planned(gpus=["GPU-1"], mmproj_path="/m/p.gguf"))
+    assert on_gpu["LLAMA_ARG_MMPROJ"] == "/m/p.gguf"
+    assert "LLAMA_ARG_MMPROJ_OFFLOAD" not in on_gpu
+    on_cpu = instance_environment(planned(mmproj_path="/m/p.gguf"))
+    assert on_cpu["LLAMA_ARG_MMPROJ_OFFLOAD"] == "0"
+
+
 def test_a_draft_model_names_its_type_unless_the_wish_does() -> None:
     variables = instance_environment(planned(draft_model_path="/srv/models/draft.gguf"))
     assert variables["LLAMA_ARG_SPEC_DRAFT_MODEL"] == "/srv/models/draft.gguf"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .gpu_choice import ChosenGpu, choose_gpus
+from .wishes import with_alternative
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ def candidates(
     wish: Mapping[str, Any], shown: Mapping[str, Any], lockout: Sequence[int | str]
 ) -> list[Candidate]:
     """The wish and its alternatives, in order; `shown` is what `gpu_info` returned."""
-    own = {key: value for key, value in wish.items() if key != "alternatives"}
     found = []
     for number, changes in enumerate(({}, *wish["alternatives"])):
-        merged = {**own, **changes}
+        merged = with_alternative(wish, changes)
         try:
             if merged["gpus"] and shown["status"] != "ok":
                 raise ValueError(shown["detail"])

@@ -100,6 +100,9 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
         variables["LLAMA_ARG_THREADS"] = str(instance["threads"])
     if instance["mmproj_path"] is not None:
         variables["LLAMA_ARG_MMPROJ"] = instance["mmproj_path"]
+        if not gpus:
+            # The projector does not heed the device, and takes the first GPU that it sees.
+            variables["LLAMA_ARG_MMPROJ_OFFLOAD"] = "0"
     if instance["draft_model_path"] is not None:
         variables["LLAMA_ARG_SPEC_DRAFT_MODEL"] = instance["draft_model_path"]
         # The flag adds to the variable instead of overriding it.

@@ -2,8 +2,8 @@
 # MIT License (see LICENSE)
 """llama.cpp's graphs by architecture, as far as memory needs them.
 
-Source: llama.cpp v0.5.0-dev, `src/models/*.cpp`. KNOWN architectures follow their source operation
-by operation; others are taken for a transformer whose tensors say what it has, which is close.
+Source: llama.cpp v0.5.0-dev, `src/models/*.cpp`. KNOWN architectures and FAMILIES follow their
+source operation by operation; others are taken for a transformer whose tensors say what it has.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Traits:
     operation of its own. `parallel`: attention and feed-forward read the same norm.
     `logit_scales`: operations on the logits. `rows_last`: the tokens to answer are picked after the
     last layer, not within it. `ffn_norm`: the tensor before the feed-forward. `hidden_output`: the
-    last layer's result is kept. `interleaved`: each of Q and K is finished before the next.
+    last layer's result is kept. `rope_factors`: RoPE may have factors of its own.
+    `rope_sliding_only`: only sliding layers rotate. `residual_first`: the order of the last sum's operands, of which the
+    first gives its room to the result.
     """
 
     activation: Activation = "silu"
@@ -57,6 +59,7 @@ class Traits:
     hidden_output: bool = False
     rope_factors: bool = False
     rope_sliding_only: bool = False
+    residual_first: bool = False
 
 
 KNOWN: dict[str, Traits] = {
@@ -72,7 +75,9 @@ KNOWN: dict[str, Traits] = {
     "gemma": Traits(activation="gelu", embedding_scaled=True, scaled_q=True),
     "gemma2": Traits(activation="gelu", embedding_scaled=True, scaled_q=True, logit_scales=3),
     "gemma3": Traits(activation="gelu", embedding_scaled=True, scaled_q=True),
-    "phi3": Traits(activation="swiglu", scaled_q=True, rope_factors=True),
+    "phi3": Traits(
+        activation="swiglu", scaled_q=True, rope_factors=True, residual_first=True
+    ),
     "gpt-oss": Traits(
         gating="softmax_weight",
         normalise_experts=False,
@@ -209,6 +214,8 @@ def _feed(
         current = parts.norm(current, post, pin=False)
     if scaled:
         current = like("scale", current)
+    if traits.residual_first:
+        return like("add", between, current)
     return like("add", current, between)
 
 
@@ -509,5 +516,28 @@ FAMILIES: dict[str, Callable[[StateParts], Graph]] = {
     "deepseek2": _deepseek2,
     "gemma3n": gemma3n,
 }
-# Architectures whose graphs are followed and measured; of the others the memory is approximate.
-EXACT = (frozenset(KNOWN) | frozenset(FAMILIES)) - {"jamba"}
+# Architectures whose graphs are followed and measured; of others the memory is approximate.
+EXACT = frozenset(
+    {
+        "cohere2",
+        "command-r",
+        "deepseek2",
+        "falcon-h1",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "gpt-oss",
+        "granite",
+        "granitehybrid",
+        "lfm2",
+        "llama",
+        "mamba",
+        "mamba2",
+        "nomic-bert",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3moe",
+    }
+)

@@ -79,7 +79,9 @@ def instance_of(name: str, candidate: Candidate, settings: Mapping[str, Any]) ->
         "flash_attention": extra.get("flash-attn"),
         "batch": extra.get("batch-size"),
         "ubatch": extra.get("ubatch-size"),
-        "embeddings": wish["embeddings"] or wish["rerank"],
+        "cache_ram_mib": extra.get("cache-ram"),
+        "embeddings": wish["embeddings"],
+        "rerank": wish["rerank"],
         "draft_model": wish["draft_model"],
         "projector_on_gpu": extra.get("mmproj-offload") is not False,
     }

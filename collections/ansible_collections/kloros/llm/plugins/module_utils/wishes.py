@@ -206,6 +206,9 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
 # An alternative is the same instance for its clients.
 _FIXED_IN_ALTERNATIVES: Final = ("alternatives", "api_key", "host", "port", "modes", "metrics")
 
+# How the model lies on the wish's own GPUs says nothing of others.
+_OF_THE_GPUS: Final = ("gpu_layers", "cpu_moe_layers", "split_mode", "main_gpu", "tensor_split")
+
 
 def _shown(value: Any) -> str:
     """A value for a message; of a container only the kind, since it may hold a secret."""
@@ -473,6 +476,14 @@ def check_instances(
     return instances, found
 
 
+def with_alternative(wish: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The wish as an alternative has it: with its changes, and without alternatives."""
+    merged = {name: value for name, value in wish.items() if name != "alternatives"}
+    if "gpus" in changes:
+        merged |= {name: INSTANCE_KEYS[name].default for name in _OF_THE_GPUS}
+    return merged | changes
+
+
 def _alternative_findings(
     path: str, instance: Mapping[str, Any], changes: Mapping[str, Any], known: list[str]
 ) -> list[Finding]:
@@ -483,7 +494,7 @@ def _alternative_findings(
         if name not in _FIXED_IN_ALTERNATIVES
     }
     found = _key_findings(path, changes, keys)
-    return found or _instance_findings(path, {**instance, **changes}, known)
+    return found or _instance_findings(path, with_alternative(instance, changes), known)
 
 
 def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> list[Finding]:
