@@ -1,4 +1,4 @@
-"""A CPU build of the pinned llama.cpp on this machine, kept in the cache; prints its `bin` folder."""
+"""A CPU build of the pinned llama.cpp, kept in the cache; prints the folder of its programs."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ The root folder holds `<owner>/<repo>/<path>`. Large files are answered with a r
 listener, the "CDN", as the Hub does; text files (`.md`, `.json`, `.txt`, `.gitattributes`) come
 from the Hub itself and carry no sha256, because they are not in Git LFS.
 
-A repository that holds a file named `.gated` asks for the token. Faults are set on the running
+A repository that holds a file named `.gated` asks for the token. `<file>.sha256` beside a file
+states its digest, for files whose content nobody reads. Faults are set on the running
 object (`hub.faults.cut_after_bytes = 1000`) or by HTTP:
 
     GET    /_stand_in/faults      the faults in force
@@ -41,6 +42,7 @@ Listener = Literal["hub", "cdn"]
 TEXT_SUFFIXES = (".md", ".json", ".txt", ".gitattributes")
 PIECES_PER_S = 50
 NOT_FOR_EVERYONE = ".gated"
+STATED_DIGEST = ".sha256"
 
 
 @dataclass
@@ -169,7 +171,8 @@ class Store:
         """Return every file of a repository, sorted by name."""
         folder = self.repository(repo)
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return [self.file(repo, name) for name in names if name != NOT_FOR_EVERYONE]
+        own = [name for name in names if not name.endswith((NOT_FOR_EVERYONE, STATED_DIGEST))]
+        return [self.file(repo, name) for name in own]
 
     def commit(self, repo: str) -> str:
         """Return the repository's only commit: 40 hex digits that follow from its content."""
@@ -177,6 +180,9 @@ class Store:
         return hashlib.sha1("\n".join(listing).encode(), usedforsecurity=False).hexdigest()
 
     def _sha256(self, path: Path) -> str:
+        stated = path.with_name(path.name + STATED_DIGEST)
+        if stated.exists():
+            return stated.read_text().strip()
         status = path.stat()
         key = (path, status.st_size, status.st_mtime_ns)
         with self._lock:

@@ -275,6 +275,7 @@ class Engine:
                     }
             finally:
                 process.kill()
+                socket.unlink(missing_ok=True)
         raise RuntimeError(_reason("".join(said)))
 
 

@@ -49,12 +49,10 @@ def zoo(name: str) -> ModelShape:
 
 
 def config_of(recorded: dict[str, Any]) -> RunConfig:
-    return RunConfig(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in recorded.items()
-        }
-    )
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()
+    }
+    return RunConfig(**values)
 
 
 def by_device(shape: ModelShape, config: RunConfig) -> dict[str, DeviceMemory]:
@@ -205,6 +203,16 @@ def test_an_architecture_nobody_knows_is_estimated_and_marked() -> None:
     assert not known.approximate
     assert guess.kv_bytes == known.kv_bytes
     assert guess.compute_bytes > known.compute_bytes
+
+
+@pytest.mark.parametrize("name", ["lfm2-1.2b", "falcon-h1-1.5b", "mamba-130m"])
+def test_what_is_no_transformer_is_bounded_from_above(name: str) -> None:
+    shape = zoo(name)
+    strange = replace(shape, architecture="brand-new")
+    for layers in (None, shape.layer_count // 2):
+        config = RunConfig(context_tokens=4096, devices=GPU, gpu_layers=layers)
+        for bound, known in zip(memory(strange, config), memory(shape, config), strict=True):
+            assert bound.compute_bytes >= known.compute_bytes
 
 
 @pytest.mark.parametrize("devices", [(), GPU, GPUS])

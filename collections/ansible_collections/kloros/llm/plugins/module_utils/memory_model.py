@@ -456,18 +456,20 @@ def _bound(shape: ModelShape, config: RunConfig, context: Context, place: Placem
     )
     floats = tokens * (8 * shape.embedding_length + 4 * wide + 3 * routed)
     floats += outputs * shape.vocabulary + 3 * state * config.slots
-    mask = context.cells * tokens * 2 + context.swa_cells * tokens * 2
+    mask = (context.cells + context.swa_cells) * tokens * 2
+    partial = bool(place.devices) and any(device < 0 for device in place.layers)
+    if config.flash_attention == "off" or (partial and state):  # then auto may turn it off
+        heads = max((layer.heads for layer in shape.layers), default=0)
+        floats += 2 * tokens * context.cells * heads
     size = 4 * floats + mask
-    if config.flash_attention == "off":
-        size += 8 * tokens * context.cells * max((layer.heads for layer in shape.layers), default=0)
     if not place.devices:
         return [size]
-    copied = 0
-    if config.cpu_moe_layers or any(device < 0 for device in place.layers):
-        copied = max(layer.weights_bytes for layer in shape.layers)
+    if partial or config.cpu_moe_layers:
+        size += max(layer.weights_bytes for layer in shape.layers)
     copies = PIPELINE_COPIES if _pipeline(config, place) else 1
-    inputs = copies * (mask + 4 * tokens * shape.embedding_length)
-    return [size + copied + inputs] * len(place.devices) + [inputs * 2]
+    inputs = copies * (mask + 16 * tokens * shape.embedding_length)
+    host = 2 * inputs + (4 * floats if partial or not config.kv_offload else 0)
+    return [size + inputs] * len(place.devices) + [host]
 
 
 def _check(config: RunConfig) -> None:

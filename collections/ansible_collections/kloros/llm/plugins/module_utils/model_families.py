@@ -27,7 +27,7 @@ from .compute_graph import (
     view,
 )
 from .gemma3n_graph import gemma3n
-from .model_graph import Activation, Caches, Gating, GraphConfig
+from .model_graph import Activation, Caches, Gating, GraphConfig, UnknownGraphError
 from .model_shape import LayerShape, ModelShape
 from .state_graph import StateInput, StateParts
 
@@ -41,8 +41,8 @@ class Traits:
     `logit_scales`: operations on the logits. `rows_last`: the tokens to answer are picked after the
     last layer, not within it. `ffn_norm`: the tensor before the feed-forward. `hidden_output`: the
     last layer's result is kept. `rope_factors`: RoPE may have factors of its own.
-    `rope_sliding_only`: only sliding layers rotate. `residual_first`: the order of the last sum's operands, of which the
-    first gives its room to the result.
+    `rope_sliding_only`: only sliding layers rotate. `residual_first`: the order of the last sum's
+    operands, of which the first gives its room to the result.
     """
 
     activation: Activation = "silu"
@@ -75,9 +75,7 @@ KNOWN: dict[str, Traits] = {
     "gemma": Traits(activation="gelu", embedding_scaled=True, scaled_q=True),
     "gemma2": Traits(activation="gelu", embedding_scaled=True, scaled_q=True, logit_scales=3),
     "gemma3": Traits(activation="gelu", embedding_scaled=True, scaled_q=True),
-    "phi3": Traits(
-        activation="swiglu", scaled_q=True, rope_factors=True, residual_first=True
-    ),
+    "phi3": Traits(activation="swiglu", scaled_q=True, rope_factors=True, residual_first=True),
     "gpt-oss": Traits(
         gating="softmax_weight",
         normalise_experts=False,
@@ -100,7 +98,33 @@ def build_graph(shape: ModelShape, config: GraphConfig) -> Graph:
     build = FAMILIES.get(shape.architecture)
     if build is not None:
         return build(parts)
-    return _transformer(parts, KNOWN.get(shape.architecture, Traits()))
+    return _transformer(parts, KNOWN.get(shape.architecture) or _guess(shape))
+
+
+# What a transformer's layer may consist of, by the beginnings of the tensors' names.
+_USUAL = ("attn_", "ffn_", "post_attention_norm", "post_ffw_norm", "exp_probs_b", "layer_output")
+
+
+def _guess(shape: ModelShape) -> Traits:
+    """Traits of an architecture that is not known, from its tensors.
+
+    Raises UnknownGraphError if they are not those of a transformer.
+    """
+    layer = shape.layers[shape.trunk_layers - 1]
+    strange = [name for name in layer.tensors if not name.startswith(_USUAL)]
+    if strange or any(entry.recurrent for entry in shape.layers):
+        raise UnknownGraphError(
+            f"{shape.architecture} is not known, and no plain transformer: {', '.join(strange)}"
+        )
+    up, down = layer.tensors.get("ffn_up.weight"), layer.tensors.get("ffn_down.weight")
+    fused = up is not None and down is not None and up.shape[1] == 2 * down.shape[0]
+    post = "post_attention_norm.weight" in layer.tensors
+    return Traits(
+        activation="swiglu" if fused else "silu",
+        parallel="ffn_norm.weight" not in layer.tensors and not post and up is not None,
+        scaled_q=True,
+        logit_scales=1,
+    )
 
 
 def _attention_inputs(parts: StateParts) -> tuple[Caches, Caches]:
