@@ -100,7 +100,7 @@ def choose(
 
 def _next(found: Sequence[Candidate], after: int, passed_over: list[str]) -> int | None:
     """The place of the next candidate whose GPUs can be had; says why others are passed over."""
-    reasons = []
+    reasons: list[str] = []
     for place in range(after + 1, len(found)):
         missing = found[place].missing
         if missing is None:

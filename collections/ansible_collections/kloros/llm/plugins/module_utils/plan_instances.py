@@ -13,7 +13,7 @@ from typing import Any, Final
 from .findings import Finding, error, warning
 from .gpu_proof import PLACING_OPTION
 from .instance_choice import Candidate, Choice, candidates, choose
-from .llama_environment import PlannedInstance, instance_environment
+from .llama_environment import LoraAdapter, PlannedInstance, instance_environment
 from .plan_memory import (
     correction,
     dry_run_key,
@@ -226,11 +226,11 @@ def _instance(
         "mmproj_path": of_role.get("mmproj", [None])[0],
         "draft_model_path": draft,
         "lora": [
-            *({"path": adapter, "scale": 1.0} for adapter in of_role.get("lora", [])),
+            *(_adapter(adapter) for adapter in of_role.get("lora", [])),
             *(
-                {"path": path(item), "scale": 1.0}
+                _adapter(path(item))
                 if isinstance(item, str)
-                else {"path": path(item["model"]), "scale": float(item.get("scale", 1.0))}
+                else _adapter(path(item["model"]), float(item.get("scale", 1.0)))
                 for item in wish["lora"]
             ),
         ],
@@ -263,6 +263,10 @@ def _instance(
         "url": _url(instance["host"], instance["port"]),
         "environment": instance_environment(instance),
     }
+
+
+def _adapter(path: str, scale: float = 1.0) -> LoraAdapter:
+    return {"path": path, "scale": scale}
 
 
 def _url(host: str, port: int) -> str:

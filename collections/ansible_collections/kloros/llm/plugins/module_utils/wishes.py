@@ -481,7 +481,7 @@ def with_alternative(wish: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     merged = {name: value for name, value in wish.items() if name != "alternatives"}
     if "gpus" in changes:
         merged |= {name: INSTANCE_KEYS[name].default for name in _OF_THE_GPUS}
-    return merged | changes
+    return {**merged, **changes}
 
 
 def _alternative_findings(
