@@ -21,6 +21,9 @@ from ansible_collections.kloros.llm.plugins.module_utils import (
     plan_text,
     release,
     systemd_env,
+    vram_budget,
+    vram_need,
+    vram_plan,
     vram_text,
 )
 
@@ -111,8 +114,49 @@ def cuda_redist_archives(manifest: str, architecture: str) -> list[cuda_redist.A
 
 
 def memory_table(memory: Mapping[str, Any]) -> list[str]:
-    """What the instances take, and where the server said otherwise than the formulas."""
-    return [*vram_text.instance_lines(memory), *plan_text.differences(memory["differences"])]
+    """What the instances take, and what the servers themselves said of it."""
+    return [*vram_text.instance_lines(memory), *plan_text.engine_lines(memory)]
+
+
+def plan_vram(
+    gpus: Iterable[Mapping[str, Any]],
+    instances: Iterable[Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
+    host: Mapping[str, Any],
+    *,
+    own_pids: Iterable[int] = (),
+    own_mib: Mapping[str, int] | None = None,
+    reserves: Mapping[Any, Any] | None = None,
+    default_reserve_mib: int = vram_budget.DEFAULT_RESERVE_MIB,
+    cuda_context_mib: int | Mapping[str, int] = vram_need.CUDA_CONTEXT_MIB,
+    corrections: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> dict[str, Any]:
+    """Fit instances into the memory of GPUs: `gpus | vram_plan(instances, models, host)`.
+
+    `gpus` are `gpu_info`'s, `models` map names to what `gguf_info` returned of them, `host` has
+    `memory_mib` and `reserve_mib`. An instance has `name`, `model`, `gpus` (UUIDs), `context`
+    ({want, min}), `slots` and `kv_cache` (types, best first). All else that they may have, the
+    options and the answer are described at `vram_plan` in module_utils/vram_plan.py.
+    """
+    try:
+        return vram_plan.vram_plan(
+            list(gpus),
+            list(instances),
+            models,
+            host,
+            own_pids=own_pids,
+            own_mib=own_mib,
+            reserves=reserves,
+            default_reserve_mib=default_reserve_mib,
+            cuda_context_mib=cuda_context_mib,
+            corrections=corrections,
+        )
+    except KeyError as missing:
+        raise AnsibleFilterError(
+            f"vram_plan: {missing} is missing in one of its gpus, instances, models or host"
+        ) from missing
+    except (TypeError, ValueError) as problem:
+        raise AnsibleFilterError(f"vram_plan: {problem}") from problem
 
 
 class FilterModule:
@@ -143,5 +187,6 @@ class FilterModule:
             "previous_plan": plan_memory.previous_plan,
             "role_variables": role_variables,
             "systemd_environment": systemd_environment,
+            "vram_plan": plan_vram,
             "with_dry_runs": plan_memory.with_dry_runs,
         }

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -264,6 +265,8 @@ class Engine:
             env=environment,
         ) as process:
             assert process.stdout is not None
+            timer = threading.Timer(TIMEOUT_S, process.kill)
+            timer.start()
             try:
                 for line in process.stdout:
                     said.append(line)
@@ -274,6 +277,7 @@ class Engine:
                         row["name"]: (row["model"], row["context"], row["compute"]) for row in rows
                     }
             finally:
+                timer.cancel()
                 process.kill()
                 socket.unlink(missing_ok=True)
         raise RuntimeError(_reason("".join(said)))

@@ -5,8 +5,8 @@
 Each input follows from a seed and a number, so that every finding can be made again
 (`--seed S --only N` runs one and shows what happens). Inputs run in batches in processes whose
 address space is bounded. A batch fails where anything but GgufError comes out, where a header that
-was accepted contradicts itself, where more is read than the header may take, or where memory goes
-beyond 256 MiB.
+was accepted contradicts itself, where more is read than the header may take, where the memory model
+cannot deal with an accepted one, or where memory goes beyond 256 MiB.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import (
     Limits,
     read_header,
 )
+from ansible_collections.kloros.llm.plugins.module_utils.memory_model import (
+    MemoryModelError,
+    RunConfig,
+    memory,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape
 
 from tests.unit.gguf_maker import CODES, F32, I32, TYPE_IDS, U8, U32, GgufMaker
 
@@ -49,6 +55,12 @@ BATCH_TIMEOUT_S = 600  # a batch takes some seconds
 READ_AT_ONCE_BYTES = 256 * 1024
 NUMBERS = (0, 1, 2, 4, 5, 8, 9, 12, 13, 31, 32, 43, 64, 65, 255, 4096, 4097, 65_535, 65_536)
 BIG_NUMBERS = tuple(2**power + step for power in (20, 31, 32, 40, 62, 63, 64) for step in (-1, 0))
+CONFIGS = (
+    RunConfig(0),
+    RunConfig(4096, slots=4, devices=("CUDA0", "CUDA1"), cache_type_k="q8_0", cache_type_v="q8_0"),
+    RunConfig(512, devices=("CUDA0",), gpu_layers=2, cpu_moe_layers=1, flash_attention="off"),
+    RunConfig(512, embeddings=True),
+)
 FILLS = (b"\0", b"\xff", b"\1\0\0\0\0\0\0\0", b"\0\0\0\0\0\0\0\1", b"GGUF\3\0\0\0")
 
 
@@ -325,10 +337,36 @@ def _check_header(header: GgufHeader, size_bytes: int | None) -> None:
     if size_bytes is not None and header.tensors and end > size_bytes:
         raise AssertionError("tensors beyond the end of the file")
     facts = model_facts(GgufModel(header, (GgufShard("m.gguf", size_bytes, header),)))
-    json.dumps(facts)
+    json.dumps(facts, allow_nan=False)
+    if len(facts["shape_detail"]) > 1000 or not facts["shape_detail"].isprintable():
+        raise AssertionError(f"a bad message: {facts['shape_detail']!r}")
+    if facts["shape"] is not None:
+        check_memory(ModelShape.from_data(facts["shape"]))
+
+
+def check_memory(shape: ModelShape) -> None:
+    """Raises AssertionError where the memory model's answer cannot be."""
+    for config in CONFIGS:
+        try:
+            rows = memory(shape, config)
+        except MemoryModelError as error:
+            if len(str(error)) > 1000:
+                raise AssertionError(f"a long message: {error}") from error
+            continue
+        for row in rows:
+            for size in (row.weights_bytes, row.kv_bytes, row.compute_bytes):
+                if not isinstance(size, int) or size < 0:
+                    raise AssertionError(f"{config}: {row}")
 
 
 # runs
+
+
+def peak_mib() -> int:
+    """The most main memory that this process took; getrusage() counts that of its parent too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) // 1024
 
 
 def run_batch(seed: int, first: int, count: int, progress: Path) -> Tally:
@@ -343,7 +381,7 @@ def run_batch(seed: int, first: int, count: int, progress: Path) -> Tally:
             source = make_input(seed, number)
             accepted = check(source, limits_for(number))
             tally.add(Tally(1, accepted, not accepted, len(source.content), source.read_bytes))
-    tally.max_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    tally.max_rss_mib = peak_mib()
     if tally.max_rss_mib > MEMORY_MIB:
         raise AssertionError(f"{tally.max_rss_mib} MiB were taken")
     return tally

@@ -20,14 +20,13 @@ from tests.unit.gguf_maker import ARRAY, STRING, GgufMaker
 ROOT = Path(__file__).parents[2]
 
 MEASURE = """
-import resource, sys
+import sys
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import read_header
-from tests.fuzz.fuzz_gguf import FuzzBytes
+from tests.fuzz.fuzz_gguf import FuzzBytes, peak_mib
 content = open(sys.argv[1], "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 header = read_header(FuzzBytes(content, None, b""))
 print(len(header.metadata), len(header.tensors))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_mib())
 """
 
 

@@ -192,7 +192,8 @@ class ModelctlHost:
     def start(self, *words: object, **variables: str) -> subprocess.Popen[str]:
         """Start `modelctl`, to be interrupted."""
         return subprocess.Popen(
-            self.command(*words),
+            # Whoever runs the tests in the background has this signal ignored.
+            ["env", "--default-signal=INT", *self.command(*words)],
             env=self.environment(**variables),
             cwd=self.root,
             stdin=subprocess.DEVNULL,

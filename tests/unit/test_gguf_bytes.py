@@ -325,6 +325,11 @@ def test_a_local_file(tmp_path: Path) -> None:
         assert source.read_at(len(CONTENT) - 1, 10) == CONTENT[-1:]
 
 
+def test_a_path_that_cannot_be_is_an_error_of_the_system() -> None:
+    with pytest.raises(OSError, match="no path of a file"):
+        FileBytes("/m\0.gguf")
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "odd")

@@ -89,12 +89,15 @@ def test_names_of_shards(first: str, names: list[str]) -> None:
     assert shard_names(first) == names
 
 
-@pytest.mark.parametrize("name", ["m-00002-of-00003.gguf", "m-00000-of-00003.gguf"])
-def test_a_model_is_named_by_its_first_shard(name: str) -> None:
-    with pytest.raises(GgufError, match=FIRST):
+def test_a_model_is_named_by_its_first_shard() -> None:
+    with pytest.raises(GgufError, match=f"a/{FIRST}"):
+        shard_names("a/m-00002-of-00003.gguf")
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "a/m-00001-of-99999.gguf"])
+def test_a_number_of_shards_that_cannot_be(name: str) -> None:
+    with pytest.raises(GgufError, match="which cannot be"):
         shard_names(name)
-    with pytest.raises(GgufError, match=r"shard 1 of 0.*m-00001-of-00001\.gguf"):
-        shard_names("m-00001-of-00000.gguf")
 
 
 def test_shards_are_read_as_one(folder: Path) -> None:
@@ -158,6 +161,23 @@ def test_a_tensor_in_two_shards(folder: Path) -> None:
     (folder / NAMES[2]).write_bytes(maker.file())
     with pytest.raises(GgufError, match=r"holds the tensor 'blk\.0\.weight' that an earlier"):
         read_model_file(folder / FIRST)
+
+
+def test_shards_together_may_take_what_one_file_may(folder: Path) -> None:
+    for number, name in enumerate(NAMES):
+        maker = shard(number, tensors=6)
+        maker.tensor(f"{number}" * 1000, (32,))
+        (folder / name).write_bytes(maker.file())
+    assert len(read_model_file(folder / FIRST, Limits(tensors=6)).header.tensors) == 6
+    with pytest.raises(GgufError, match=rf"{NAMES[2]}.*2 tensors; at most 1"):
+        read_model_file(folder / FIRST, Limits(tensors=5))
+    with pytest.raises(GgufError, match=rf"{NAMES[2]}.*names take"):
+        read_model_file(folder / FIRST, Limits(names_bytes=3000))
+
+
+def test_only_the_first_shard_speaks_for_the_model(folder: Path) -> None:
+    model = read_model_file(folder / FIRST)
+    assert [bool(one.header.metadata) for one in model.shards] == [True, False, False]
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:

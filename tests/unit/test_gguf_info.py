@@ -16,7 +16,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.model_shape import Mode
 from ansible_collections.kloros.llm.plugins.modules import gguf_info
 
 from testbed.stand_in_hub import StandInHub
-from tests.unit.gguf_maker import U32, GgufMaker
+from tests.unit.gguf_maker import U16, U32, GgufMaker
 from tests.unit.play_runner import PlayRunner
 
 TOKEN = "hf_canary_token"
@@ -128,6 +128,9 @@ def test_a_model_on_a_hub(runner: PlayRunner, hub: StandInHub, file: Path) -> No
 FAILURES: list[tuple[dict[str, Any], str]] = [
     ({}, "one of the following is required: path, source"),
     ({"path": "/nonexistent/m.gguf"}, "/nonexistent/m.gguf: No such file or directory"),
+    ({"path": "", "source": ""}, "both 'path' and 'source' are empty"),
+    ({"path": "/m\0.gguf"}, "no path of a file"),
+    ({"source": "http://127.0.0.1:9/m.gguf", "timeout_s": 0}, "waited for 0 seconds; needed"),
     ({"path": "/dev"}, "/dev: not a regular file"),
     ({"path": "/etc/passwd"}, "this is no GGUF file: it begins with b'root'"),
     ({"source": "s3://b/m.gguf"}, "accepted: hf://OWNER/REPOSITORY"),
@@ -137,11 +140,18 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_failures_say_what_to_do(runner: PlayRunner, hub: StandInHub) -> None:
+def test_failures_say_what_to_do(runner: PlayRunner, hub: StandInHub, tmp_path: Path) -> None:
     runner.settings["HF_ENDPOINT"] = hub.url
-    args = [args for args, _ in FAILURES]
+    first = tmp_path / "m-00001-of-00002.gguf"
+    maker = tiny()
+    maker.number("split.no", U16, 0)
+    maker.number("split.count", U16, 2)
+    first.write_bytes(maker.file())
+    missing = str(first).replace("00001-of", "00002-of")
+    failures = [*FAILURES, ({"path": str(first)}, f"{missing}: No such file or directory")]
+    args = [args for args, _ in failures]
     played = runner.play("gguf_info", *args, options=["-v"], ignore_errors=True)
-    for result, (_, message) in zip(played.results, FAILURES, strict=True):
+    for result, (_, message) in zip(played.results, failures, strict=True):
         assert result["failed"]
         assert message in result["msg"]
         assert "Traceback" not in result["msg"]
@@ -192,6 +202,17 @@ def test_what_is_no_language_model_has_no_shape(
     facts = facts_of(maker)
     assert (facts["kind"], facts["shape"]) == (kind, None)
     assert facts["shape_detail"] == f"a file of kind '{kind}' is no language model"
+
+
+def test_texts_of_strangers_are_short_and_command_no_terminal() -> None:
+    maker = GgufMaker()
+    maker.string("general.architecture", "llama\x1b[2J")
+    maker.string("general.name", "\x1b]0;owned\x07 line\n" + "x" * 10_000)
+    facts = facts_of(maker)
+    assert facts["name"].startswith("\ufffd]0;owned\ufffd line\ufffdx")
+    assert len(facts["name"]) == 200
+    assert facts["architecture"] == "llama\ufffd[2J"
+    assert facts["shape_detail"].isprintable()
 
 
 def test_a_header_that_says_nothing() -> None:

@@ -14,11 +14,18 @@ import pytest
 from ansible_collections.kloros.llm.plugins.modules.gguf_model import has_attributes
 
 from testbed.stand_in_hub import Faults, StandInHub
-from tests.unit.play_runner import PlayRunner
+from tests.unit.play_runner import PlayRunner, Task
 
 MODEL = b"GGUF" + bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(MODEL).hexdigest()
 TOKEN = "hf_canary_token"
+
+
+@pytest.fixture
+def runner(runner: PlayRunner) -> PlayRunner:
+    """With pipelining, which is how the project runs; some plays here do without."""
+    runner.settings["ANSIBLE_PIPELINING"] = "1"
+    return runner
 
 
 @pytest.fixture
@@ -51,15 +58,32 @@ def args(hub: StandInHub, models: Path) -> dict[str, Any]:
     }
 
 
+def task(args: dict[str, Any], *, check: bool = False, **keywords: Any) -> Task:
+    """One of the tasks of a play."""
+    return Task("kloros.llm.gguf_model", args, {"check_mode": check, **keywords})
+
+
+def files_there(folder: Path) -> Task:
+    """Between two tasks: what is in a folder, as `matched` and `files` with `path` and `mode`."""
+    args = {"paths": str(folder), "file_type": "any", "hidden": True}
+    return Task("ansible.builtin.find", args)
+
+
 def test_check_run_and_second_run(
     runner: PlayRunner, args: dict[str, Any], models: Path, hub: StandInHub
 ) -> None:
-    foreseen = runner.play("gguf_model", args, options=["--check", "--diff"])
-    assert foreseen.rc == 0, foreseen.output
-    assert list(models.iterdir()) == []
-
-    done = runner.play("gguf_model", args, options=["--diff"])
-    assert done.rc == 0, done.output
+    runner.settings.clear()
+    later = args | {"path": str(models / "later")}
+    run = runner.play(
+        "gguf_model",
+        task(later, check=True),
+        task(args, check=True, diff=True),
+        files_there(models),
+        task(args, diff=True),
+    )
+    assert run.rc == 0, run.output
+    nowhere, foreseen, found, done = run.results
+    assert (nowhere["changed"], found["matched"]) == (True, 0)
     assert (models / "tiny.gguf").read_bytes() == MODEL
     facts = {
         "changed": True,
@@ -71,34 +95,34 @@ def test_check_run_and_second_run(
         "bytes_fetched": len(MODEL),
         "bytes_resumed": 0,
     }
-    for run in (foreseen, done):
-        assert {key: run.result[key] for key in facts} == facts
-        assert run.result["diff"] == foreseen.result["diff"]
-        assert f'"sha256": "{SHA256}"' in run.output
-    assert done.result["diff"]["before"] == {}
-    assert done.progress_lines[-1].startswith("testhost | model tiny  100 %  3.1 of 3.1 MB")
+    for result in (foreseen, done):
+        assert {key: result[key] for key in facts} == facts
+        assert result["diff"] == foreseen["diff"]
+    assert run.output.count(f'"sha256": "{SHA256}"') == 2
+    assert done["diff"]["before"] == {}
+    assert run.progress_lines[-1].startswith("testhost | model tiny  100 %  3.1 of 3.1 MB")
     for path in models.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
     hub.forget_requests()
-    for options in (["--check"], []):
-        again = runner.play("gguf_model", args, options=options)
-        assert (again.rc, again.result["changed"], again.result["bytes_fetched"]) == (0, False, 0)
-        assert again.progress_lines == []
-    assert hub.requests == []
+    again = runner.play("gguf_model", task(args, check=True), task(args))
+    for result in again.results:
+        assert (result["changed"], result["bytes_fetched"]) == (False, 0)
+    assert (again.rc, again.progress_lines, hub.requests) == (0, [], [])
     assert runner.left_over() == []
 
 
 def test_a_changed_mode_is_predicted_and_applied(
     runner: PlayRunner, args: dict[str, Any], models: Path
 ) -> None:
-    runner.play("gguf_model", args)
-    args["mode"] = "0600"
-    for options, mode in ((["--check"], 0o640), ([], 0o600)):
-        run = runner.play("gguf_model", args, options=options)
-        assert (run.result["changed"], run.result["bytes_fetched"]) == (True, 0)
-        for path in models.iterdir():
-            assert stat.S_IMODE(path.stat().st_mode) == mode
+    stricter = args | {"mode": "0600"}
+    _, foreseen, found, done = runner.play(
+        "gguf_model", args, task(stricter, check=True), files_there(models), stricter
+    ).results
+    for result in (foreseen, done):
+        assert (result["changed"], result["bytes_fetched"]) == (True, 0)
+    assert [one["mode"] for one in found["files"]] == ["0640", "0640"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in models.iterdir()} == {0o600}
 
 
 def test_several_models_shards_and_companions(
@@ -125,17 +149,25 @@ def test_several_models_shards_and_companions(
         {"name": "tiny", "source": args["source"], "sha256": SHA256, "file": None},
         {"name": "faulty", "source": args["source"], "mmproj": {"source": eyes, "url": "x"}},
         {"name": "elsewhere", "source": args["source"], "path": "/elsewhere/tiny.gguf"},
+        {"name": "double", "source": args["source"]},
     ]
-    foreseen = runner.play("gguf_model", settings, options=["--check", "--diff"])
-    assert foreseen.result["failed"]
-    assert list(models.iterdir()) == []
-    done = runner.play("gguf_model", settings, options=["--diff"])
-    for run in (foreseen, done):
-        assert run.result["changed"]
-        assert run.result["msg"].startswith("3 of 5 models failed:\n- missing: ")
-        assert "unknown key url" in run.result["msg"]
-        assert "would lie at" in run.result["msg"]
-        big, missing, tiny, *_ = run.result["results"]
+    run = runner.play(
+        "gguf_model",
+        task(settings, check=True),
+        files_there(models),
+        task(settings),
+        diff=True,
+        ignore_errors=True,
+    )
+    foreseen, found, done = run.results
+    assert found["matched"] == 0
+    for result in (foreseen, done):
+        assert (result["failed"], result["changed"]) == (True, True)
+        assert result["msg"].startswith("4 of 6 models failed:\n- missing: ")
+        assert "unknown key url" in result["msg"]
+        assert "would lie at" in result["msg"]
+        assert f"double: {models}/tiny.gguf is where model tiny lies" in result["msg"]
+        big, missing, tiny, *_ = result["results"]
         assert (missing["failed"], "HTTP 404" in missing["msg"]) == (True, True)
         assert (big["name"], big["failed"], big["changed"]) == ("big", False, True)
         assert [(one["role"], Path(one["path"]).name) for one in big["files"]] == [
@@ -145,7 +177,7 @@ def test_several_models_shards_and_companions(
             ("lora", "big.lora-1.gguf"),
         ]
         assert tiny["digest"] == tiny["sha256"] == SHA256 != big["digest"]
-        assert f'"sha256": "{digest}"' in run.output
+    assert run.output.count(f'"sha256": "{digest}"') >= 2
     for path in models.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert {path.suffix for path in models.iterdir()} == {".gguf", ".json"}
@@ -155,7 +187,7 @@ def test_several_models_shards_and_companions(
     assert (again.rc, again.result["changed"]) == (0, False)
     assert [one["changed"] for one in again.result["results"]] == [False, False]
     assert hub.requests == []
-    assert TOKEN not in foreseen.output + done.output + again.output
+    assert TOKEN not in run.output + again.output
     assert runner.left_over() == []
 
 
@@ -163,23 +195,32 @@ def test_what_is_new_is_told_and_taken(
     runner: PlayRunner, args: dict[str, Any], models: Path, hub: StandInHub
 ) -> None:
     args["check_update"] = True
-    first = runner.play("gguf_model", args)
-    assert first.result["update_available"] is False
+    upstream = hub.store.root / "acme" / "gated-GGUF" / "tiny.gguf"
     newer = MODEL + b"newer"
-    (hub.store.root / "acme" / "gated-GGUF" / "tiny.gguf").write_bytes(newer)
-    told = runner.play("gguf_model", args)
-    assert (told.result["changed"], told.result["update_available"]) == (False, True)
-    assert told.result["update_files"][0]["size_bytes"] == len(newer)
-    assert (models / "tiny.gguf").read_bytes() == MODEL
-    args["hf_endpoint"] = "http://127.0.0.1:9"
-    unreachable = runner.play("gguf_model", args)
-    assert (unreachable.rc, unreachable.result["update_available"]) == (0, None)
-    assert "no answer" in unreachable.result["update_detail"]
-    args |= {"hf_endpoint": hub.url, "state": "latest", "keep_previous": True}
-    foreseen = runner.play("gguf_model", args, options=["--check"])
-    assert (foreseen.result["changed"], foreseen.result["update_available"]) == (True, True)
-    taken = runner.play("gguf_model", args)
-    assert (taken.result["changed"], taken.result["update_available"]) == (True, False)
+    latest = args | {"state": "latest", "keep_previous": True}
+    run = runner.play(
+        "gguf_model",
+        args,
+        Task("ansible.builtin.shell", {"cmd": f"printf newer >> '{upstream}'"}),
+        args,
+        args | {"hf_endpoint": "http://127.0.0.1:9"},
+        task(latest, check=True),
+        Task(
+            "ansible.builtin.stat",
+            {"path": f"{models}/tiny.gguf", "checksum_algorithm": "sha256"},
+        ),
+        latest,
+    )
+    assert run.rc == 0, run.output
+    first, _, told, unreachable, foreseen, untouched, taken = run.results
+    assert first["update_available"] is False
+    assert (told["changed"], told["update_available"]) == (False, True)
+    assert told["update_files"][0]["size_bytes"] == len(newer)
+    assert unreachable["update_available"] is None
+    assert "no answer" in unreachable["update_detail"]
+    assert (foreseen["changed"], foreseen["update_available"]) == (True, True)
+    assert untouched["stat"]["checksum"] == SHA256
+    assert (taken["changed"], taken["update_available"]) == (True, False)
     assert (models / "tiny.gguf").read_bytes() == newer
     (kept,) = models.glob("versions/*/tiny.gguf")
     assert kept.read_bytes() == MODEL
@@ -191,29 +232,44 @@ def test_absent(runner: PlayRunner, args: dict[str, Any], models: Path, tmp_path
     (config / "instances").mkdir(parents=True)
     env = config / "instances" / "main.env"
     env.write_text(f"LLAMA_ARG_MODEL={models}/tiny.gguf\n")
-    runner.play("gguf_model", args)
     (models / "foreign").touch()
     gone = {"name": "tiny", "path": str(models), "state": "absent", "config_dir": str(config)}
-    refused = runner.play("gguf_model", gone, ignore_errors=True)
-    assert refused.result["failed"]
-    assert "in use by instance main; nothing was removed" in refused.result["msg"]
-    assert refused.result["users"] == ["instance main"]
-    env.unlink()
-    wished = runner.play(
-        "gguf_model", gone | {"in_use": [f"{models}/tiny.gguf"]}, ignore_errors=True
+    none = {key: value for key, value in gone.items() if key != "name"} | {
+        "models": [
+            {"name": "tiny"},
+            {"name": "tiny", "file": "tiny.gguf"},
+            {"name": "tiny", "source": args["source"]},
+            {"name": "foreign"},
+        ]
+    }
+    run = runner.play(
+        "gguf_model",
+        args | {"aliases": ["lent"]},
+        gone | {"name": "lent"},
+        gone,
+        Task("ansible.builtin.file", {"path": str(env), "state": "absent"}),
+        gone | {"in_use": [f"{models}/tiny.gguf"]},
+        task(gone, check=True),
+        files_there(models),
+        gone,
+        none,
+        ignore_errors=True,
     )
-    assert wished.result["users"] == ["an instance of the inventory"]
-    assert (models / "tiny.gguf").exists()
+    fetched, lent, refused, _, wished, foreseen, found, done, nothing = run.results
+    assert fetched["changed"]
+    assert (lent["changed"], lent["removed"]) == (False, [])
+    assert refused["failed"]
+    assert "in use by instance main; nothing was removed" in refused["msg"]
+    assert refused["users"] == ["instance main"]
+    assert wished["users"] == ["an instance of the inventory"]
+    assert found["matched"] == 3
     removed = [f"{models}/tiny.gguf", f"{models}/tiny.gguf.json"]
-    for options in (["--check"], []):
-        run = runner.play("gguf_model", gone, options=options)
-        assert (run.rc, run.result["changed"]) == (0, True)
-        assert run.result["removed"] == removed
-        assert run.result["freed_bytes"] >= len(MODEL)
-    assert [path.name for path in models.iterdir()] == ["foreign"]
-    for more in ({}, {"file": "tiny.gguf"}, {"source": args["source"]}, {"name": "foreign"}):
-        run = runner.play("gguf_model", gone | more)
-        assert (run.rc, run.result["changed"], run.result["removed"]) == (0, False, [])
+    for result in (foreseen, done):
+        assert (result["failed"], result["changed"]) == (False, True)
+        assert result["removed"] == removed
+        assert result["freed_bytes"] >= len(MODEL)
+    assert [one["removed"] for one in nothing["results"]] == [[], [], [], []]
+    assert (nothing["failed"], nothing["changed"]) == (False, False)
     assert [path.name for path in models.iterdir()] == ["foreign"]
 
 
@@ -230,20 +286,22 @@ def test_an_offline_folder(
     assert (models / "tiny.gguf").read_bytes() == MODEL
 
 
-FAILURES: list[tuple[dict[str, Any], str]] = [
+OF_A_MODEL: list[tuple[dict[str, Any], str]] = [
     ({"source": "s3://b/m.gguf"}, "accepted: hf://OWNER/REPOSITORY"),
     ({"sha256": "abc"}, "is not 64 hexadecimal digits"),
     ({"sha256": "00" * 32}, "the Hub states sha256"),
-    ({"hf_endpoint": "mirror"}, "is not a base URL"),
     ({"file": "a/b.gguf"}, "cannot be the model's file name"),
+    ({"source": None}, "there is no source"),
+    ({"sha256": ["00" * 32] * 2}, "has one file, but 2 sha256 are given"),
+    ({"mmproj": 7}, "needed: a source, or a dictionary"),
+]
+OF_A_TASK: list[tuple[dict[str, Any], str]] = [
+    ({"hf_endpoint": "mirror"}, "is not a base URL"),
     ({"path": "/nonexistent/models"}, "does not exist"),
     ({"hf_token": "hf_wrong_token"}, "the token was sent and does not open this"),
     ({"reserve_mib": 1 << 40}, "MiB are needed"),
     ({"bogus": 1}, "Unsupported parameters"),
     ({"models": []}, "parameters are mutually exclusive"),
-    ({"source": None}, "there is no source"),
-    ({"sha256": ["00" * 32] * 2}, "has one file, but 2 sha256 are given"),
-    ({"mmproj": 7}, "needed: a source, or a dictionary"),
     ({"offline": True}, "'offline' forbids that"),
 ]
 
@@ -251,26 +309,30 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
 def test_failures_are_the_modules_own(
     runner: PlayRunner, args: dict[str, Any], models: Path
 ) -> None:
-    all_args = [args | change for change, _ in FAILURES]
-    run = runner.play("gguf_model", *all_args, ignore_errors=True)
-    for result, (_, said) in zip(run.results, FAILURES, strict=True):
+    settings = {key: value for key, value in args.items() if key not in ("name", "source")}
+    models_that_fail = [
+        {"name": f"m{number}", "source": args["source"], "file": f"m{number}.gguf", **change}
+        for number, (change, _) in enumerate(OF_A_MODEL)
+    ]
+    all_args = [args | change for change, _ in OF_A_TASK]
+    run = runner.play(
+        "gguf_model", settings | {"models": models_that_fail}, *all_args, ignore_errors=True
+    )
+    each, *others = run.results
+    told = [*each["results"], *others]
+    for result, (_, said) in zip(told, [*OF_A_MODEL, *OF_A_TASK], strict=True):
         assert result["failed"]
         assert said in result["msg"]
+    for result in run.results:
         assert not {"ansible_job_id", "started", "finished", "results_file"} & set(result)
     assert list(models.iterdir()) == []
     assert runner.left_over() == []
 
 
-def test_a_missing_directory_is_fine_in_check_mode(
-    runner: PlayRunner, args: dict[str, Any], models: Path
-) -> None:
-    run = runner.play("gguf_model", args | {"path": str(models / "later")}, options=["--check"])
-    assert (run.rc, run.result["changed"]) == (0, True)
-
-
 def test_the_token_appears_nowhere(
     runner: PlayRunner, args: dict[str, Any], hub: StandInHub, models: Path
 ) -> None:
+    runner.settings.clear()
     hub.faults = Faults(bytes_per_s=600_000)
     # The play itself must not be where the token is found.
     secret = runner.folder / "secret.yml"
@@ -314,8 +376,6 @@ def token_in_process_list() -> list[str]:
 
 
 def test_a_loop_over_models(runner: PlayRunner, args: dict[str, Any], models: Path) -> None:
-    """With pipelining, which is how the project runs; the other plays here do without."""
-    runner.settings["ANSIBLE_PIPELINING"] = "1"
     args |= {"name": "{{ item }}", "file": "{{ item }}.gguf"}
     run = runner.play("gguf_model", args, loop=["one", "two"])
     assert run.rc == 0, run.output

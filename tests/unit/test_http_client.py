@@ -64,6 +64,12 @@ def body_of(response: Response) -> bytes:
         return b"".join(iter(lambda: response.read(7), b""))
 
 
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), 10**9])
+def test_a_timeout_that_cannot_be_is_refused(timeout_s: float) -> None:
+    with pytest.raises(HttpError, match="needed: more than 0, at most 86400"):
+        HttpClient(timeout_s)
+
+
 def test_a_plain_answer(client: HttpClient) -> None:
     with StandInWeb(always(Reply(body=b"hello world"))) as web:
         response = client.request("GET", web.url + "/x", headers={"Range": "bytes=0-"})
@@ -230,6 +236,57 @@ def test_a_refusal_by_another_host_is_not_blamed_on_the_token(client: HttpClient
 def test_a_broken_transfer_is_transient(client: HttpClient) -> None:
     with StandInWeb(always(Reply(body=b"x" * 100, cut_after=40))) as web:
         assert len(body_of(client.request("GET", web.url))) == 40
+
+
+def test_numbers_that_no_file_has_are_not_read(client: HttpClient) -> None:
+    """Python raises ValueError from the 4301st digit on."""
+    long = "9" * 5000
+    headers = {"Content-Range": f"bytes 0-{long}/{long}", "X-Linked-Size": long}
+    with (
+        StandInWeb(always(Reply(206, b"x", headers))) as web,
+        client.request("GET", web.url) as response,
+    ):
+        assert response.content_range is None
+        assert response.total_size is None
+        assert response.hub.size_bytes is None
+    with (
+        StandInWeb(always(Reply(headers={"Content-Length": long}))) as web,
+        contextlib.suppress(HttpError),
+        client.request("GET", web.url) as response,
+    ):
+        assert response.length is None
+    refusal = Reply(503, headers={"Retry-After": long})
+    with StandInWeb(always(refusal)) as web, pytest.raises(HttpError, match="HTTP 503"):
+        client.request("GET", web.url)
+
+
+def test_a_body_that_is_compressed_unasked_is_refused(client: HttpClient) -> None:
+    reply = Reply(body=BODY, headers={"Content-Encoding": "gzip"})
+    with (
+        StandInWeb(always(reply)) as web,
+        pytest.raises(HttpError, match=r"compressed \(gzip\)") as caught,
+    ):
+        client.request("GET", web.url)
+    assert not caught.value.transient
+
+
+def test_what_a_server_says_does_not_reach_the_terminal_raw(client: HttpClient) -> None:
+    escape = b"HTTP/9.9\x1b]0;title\x07" + b"x" * 5000 + b"\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer = server.accept()[0]
+            with peer:
+                peer.recv(4096)
+                peer.sendall(escape)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with client.connection() as connection, pytest.raises(HttpError) as caught:
+            connection.request("GET", f"http://127.0.0.1:{server.getsockname()[1]}/\x1b[2J")
+        thread.join()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
 
 
 def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,30 @@ def test_a_local_source_is_read_where_it_lies(runner: PlayRunner, here: Lab) -> 
     assert here.seen("LLAMA_ARG_MODEL") == [f"{here.folder}/import.gguf"]
 
 
+def test_only_what_the_environment_names_is_looked_for(runner: PlayRunner, here: Lab) -> None:
+    tiny_gguf(here.folder / "import.gguf")
+    models = [
+        {"path": "/models/other.gguf", "source": "http://127.0.0.1:1/never.gguf"},
+        {"path": MODEL, "source": f"file:{here.folder}/import.gguf"},
+    ]
+    given = args(here, here.environment("cpu.jsonl"), models=models)
+    assert runner.play("llama_fit", given).rc == 0
+
+
+def test_offline_folder_stands_for_the_net(runner: PlayRunner, here: Lab) -> None:
+    place = here.folder / "offline" / "acme" / "tiny-GGUF" / "tiny.gguf"
+    place.parent.mkdir(parents=True)
+    tiny_gguf(place)
+    models = [{"path": MODEL, "source": SOURCE}]
+    given = args(here, here.environment("cpu.jsonl"), models=models, offline=True)
+    refused = runner.play("llama_fit", given)
+    assert "'offline' is set" in refused.result["msg"]
+    assert here.seen("LLAMA_ARG_MODEL") == []
+    played = runner.play("llama_fit", given | {"offline_dir": f"{here.folder}/offline"})
+    assert played.rc == 0, played.output
+    assert here.seen("LLAMA_ARG_MODEL") == [str(place)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

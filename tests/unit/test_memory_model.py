@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.kloros.llm.plugins.module_utils.gguf_header import GgufHeader, GgufTensor
 from ansible_collections.kloros.llm.plugins.module_utils.memory_model import (
     MIB,
     DeviceMemory,
     MemoryModelError,
     RunConfig,
     cuda_flash_attention,
-    lora_bytes,
     memory,
     placement,
-    projector_bytes,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.model_families import EXACT
 from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape, shape_of
@@ -215,12 +212,15 @@ def test_what_is_no_transformer_is_bounded_from_above(name: str) -> None:
             assert bound.compute_bytes >= known.compute_bytes
 
 
+@pytest.mark.parametrize("architecture", ["llama", "brand-new"])
 @pytest.mark.parametrize("devices", [(), GPU, GPUS])
-def test_a_model_without_the_usual_tensors_is_bounded(devices: tuple[str, ...]) -> None:
+def test_a_model_without_the_usual_tensors_is_bounded(
+    devices: tuple[str, ...], architecture: str
+) -> None:
     shape = zoo("llama-3.1-8b")
     strange = replace(
         shape,
-        architecture="brand-new",
+        architecture=architecture,
         layers=tuple(
             replace(
                 layer,
@@ -233,6 +233,20 @@ def test_a_model_without_the_usual_tensors_is_bounded(devices: tuple[str, ...]) 
     for bound, known in zip(memory(strange, config), memory(shape, config), strict=True):
         assert bound.approximate
         assert bound.compute_bytes >= known.compute_bytes
+
+
+def test_sizes_that_contradict_each_other_are_bounded() -> None:
+    llama, mamba = zoo("llama-3.1-8b"), zoo("mamba2-370m")
+    no_kv_heads = replace(llama, layers=tuple(replace(layer, kv_heads=0) for layer in llama.layers))
+    no_groups = replace(mamba, parameters={**mamba.parameters, "ssm.group_count": 0})
+    no_experts = replace(
+        zoo("qwen3-30b-a3b"),
+        layers=tuple(replace(one, experts_used=0) for one in zoo("qwen3-30b-a3b").layers),
+    )
+    for shape in (no_kv_heads, no_groups, no_experts):
+        (row,) = memory(shape, RunConfig(context_tokens=512))
+        assert row.approximate
+        assert row.compute_bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -271,14 +285,3 @@ def test_context_zero_is_what_the_model_was_trained_for() -> None:
     assert memory(shape, RunConfig(context_tokens=0)) == asked
     with pytest.raises(MemoryModelError, match="no context"):
         memory(replace(shape, context_trained=0), RunConfig(context_tokens=0))
-
-
-def test_files_beside_the_model() -> None:
-    tensors = (
-        GgufTensor("v.blk.0.ffn_up.weight", (1024, 4096), "F16", 0, 8 * MIB),
-        GgufTensor("v.blk.0.ffn_up.bias", (4096,), "F32", 8 * MIB, 16384),
-    )
-    metadata: dict[str, Any] = {"clip.vision.embedding_length": 1024}
-    header = GgufHeader(3, "little", 32, metadata, tensors, 0)
-    assert lora_bytes(header) == 8 * MIB + 16384
-    assert projector_bytes(header) > lora_bytes(header)

@@ -364,15 +364,15 @@ def test_running_servers_and_instances_are_named(
         assert [user.pid for user in switch.users if user.pid] == [server.pid]
         # It is neither in force nor the one before any more, but a server runs on it.
         update(catalogue, settings, 3, pulled, promote=True)
-        assert catalogue.gc().items == ()
+        assert catalogue.gc(0).items == ()
         with pytest.raises(InUseError, match=f"process {server.pid}"):
             catalogue.remove_version("chat", first)
     finally:
         server.communicate()
-    (item,) = catalogue.gc(dry_run=True).items
+    (item,) = catalogue.gc(0, dry_run=True).items
     assert item.path.name == first
-    assert catalogue.gc().items == (item,)
-    assert catalogue.gc().items == ()
+    assert catalogue.gc(0).items == (item,)
+    assert catalogue.gc(0).items == ()
     assert first not in names(models / "versions")
     assert in_force(models) == content(3)
 
@@ -431,7 +431,7 @@ def test_aliases_follow_or_stay(
     assert catalogue.find("stable").path == models / "versions" / first / "chat.gguf"
     assert catalogue.find(f"main@{first}").version.id == first
     third = update(catalogue, settings, 3, pulled, promote=True)
-    assert catalogue.gc().items == ()  # `stable` needs the first
+    assert catalogue.gc(0).items == ()  # `stable` needs the first
 
     assert catalogue.promote("stable", third).after == third
     assert in_force(models) == content(3)
@@ -461,6 +461,8 @@ def test_aliases_of_the_wish(
     assert catalogue.find("qwen2.5:7b").path == models / "chat.gguf"
     with pytest.raises(CatalogueError, match="comes from the inventory"):
         catalogue.remove_alias("main")
+    with pytest.raises(CatalogueError, match="comes from the inventory"):
+        catalogue.set_alias("main", "chat")
     hub.forget_requests()
     assert store.fetch(replace(request, aliases=("main",))).action == "record"
     assert hub.requests == []
@@ -480,9 +482,11 @@ def test_a_model_goes_with_all_that_belongs_to_it(
         (models / name).write_bytes(b"GGUF foreign")
     for name in ("chat.gguf.part", "chat.gguf.part.json", "chat.mmproj.gguf.part"):
         (models / name).write_bytes(b"rest")
-    planned = catalogue.remove("main", dry_run=True)
+    with pytest.raises(CatalogueError, match="is an alias of chat"):
+        catalogue.remove("main")
+    planned = catalogue.remove("chat", dry_run=True)
     assert in_force(models) == content(2)
-    done = catalogue.remove("main")
+    done = catalogue.remove("chat")
     assert done == planned
     assert done.freed_bytes > len(content(1)) + len(content(2)) + len(projector(1))
     assert names(models) == sorted(["catalogue.json", *foreign])
@@ -557,6 +561,50 @@ def test_verify_marks_what_is_damaged_and_the_next_fetch_heals(
         one.path.name: one.state for one in catalogue.verify("chat") if one.path.parent == models
     }
     assert states == {"chat.gguf": "good", "chat.mmproj.gguf": "missing"}
+
+
+def test_gc_leaves_the_way_forward(
+    pulled: StandInHub, catalogue: Catalogue, settings: FetchSettings, models: Path
+) -> None:
+    """What was rolled back from may be wanted again, until something new is in force."""
+    first = catalogue.find("chat").version.id
+    second = update(catalogue, settings, 2, pulled, promote=True)
+    third = update(catalogue, settings, 3, pulled, promote=True)
+    catalogue.rollback("chat")
+    catalogue.rollback("chat")
+    (model,) = catalogue.models()
+    assert (model.active, set(model.rolled_back)) == (first, {second, third})
+    assert catalogue.gc(0).items == ()
+    catalogue.promote("chat", second)
+    assert catalogue.models()[0].rolled_back == (third,)
+    fourth = update(catalogue, settings, 4, pulled, promote=False)
+    assert catalogue.gc(0).items == ()
+    catalogue.promote("chat", fourth)
+    assert names(models / "versions") == sorted([first, second, third, fourth])
+    assert catalogue.gc().items == ()  # they are young
+    assert {one.path.name for one in catalogue.gc(0).items} == {first, third}
+    assert catalogue.rollback("chat").after == second
+    (models / "versions" / fourth / "chat.gguf").write_bytes(b"GGUF altered")
+    assert [(one.path.name, one.why) for one in catalogue.gc().items] == [
+        (fourth, "version of chat: damaged")
+    ]
+
+
+def test_when_a_version_went_out_of_force_counts(
+    pulled: StandInHub, catalogue: Catalogue, settings: FetchSettings, models: Path
+) -> None:
+    first = catalogue.find("chat").version.id
+    for number in (2, 3):
+        update(catalogue, settings, number, pulled, promote=True)
+    stored = json.loads((models / "catalogue.json").read_text())
+    entry = stored["models"]["chat.gguf"]
+    entry["added"][first] = "2020-01-01T00:00:00+00:00"
+    (models / "catalogue.json").write_text(json.dumps(stored))
+    assert catalogue.gc(1).items == ()
+    for one in entry["history"]:
+        one["at"] = "2020-01-02T00:00:00+00:00"
+    (models / "catalogue.json").write_text(json.dumps(stored))
+    assert [one.path.name for one in catalogue.gc(1).items] == [first]
 
 
 def test_gc_leaves_what_is_young_busy_or_foreign(
@@ -647,6 +695,8 @@ def test_kill_9_between_any_two_steps(
         versions = prepare(tmp_path / "prepared", hub, settings)
         if action == "update":
             publish(hub, 4)
+        elif action == "gc":
+            Catalogue(tmp_path / "prepared", users).promote("chat", versions[2])
         while killed:
             assert steps < 200
             models = tmp_path / f"models-{steps}"
@@ -690,7 +740,7 @@ def check_end(models: Path, users: Users, action: str, versions: list[str]) -> N
         return
     catalogue.gc(0)
     (model,) = catalogue.models()
-    expected = {"promote": 3, "rollback": 1, "update": 4, "gc": 2, "verify": 2}[action]
+    expected = {"promote": 3, "rollback": 1, "update": 4, "gc": 3, "verify": 2}[action]
     assert in_force(models) == content(expected)
     assert (models / "chat.mmproj.gguf").read_bytes() == projector(max(1, expected // 3 * expected))
     assert model.in_force is not None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils import model_shape
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_header import (
     GgufHeader,
     GgufTensor,
@@ -13,6 +16,9 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_header import (
     Value,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.model_shape import (
+    SECTIONS,
+    SIZES,
+    SWITCHES,
     ModelShape,
     ModelShapeError,
     TensorShape,
@@ -184,7 +190,18 @@ def test_without_tokens_the_embedding_tells_the_vocabulary() -> None:
         ({"general.architecture": None}, "general.architecture"),
         ({"llama.block_count": None}, "block_count"),
         ({"llama.block_count": 0}, "block_count is 0"),
-        ({"llama.block_count": 10**9}, "block_count is 1000000000"),
+        ({"llama.block_count": 513}, "block_count is 513; llama.cpp takes at most 512"),
+        ({"llama.block_count": float("nan")}, "block_count is nan; llama.cpp loads no model"),
+        ({"llama.block_count": SkippedArray("u32", 9999)}, "is an array of 9999 elements"),
+        ({"llama.embedding_length": 0}, "embedding_length is 0"),
+        ({"llama.context_length": 2**32}, "context_length is 4294967296; llama.cpp loads no"),
+        ({"llama.attention.head_count": -1}, "head_count is -1"),
+        ({"llama.attention.head_count": [4, float("inf")]}, "head_count is inf"),
+        ({"llama.nextn_predict_layers": 2}, "nextn_predict_layers is 2 of 2 layers"),
+        ({"llama.expert_used_count": 1025}, "expert_used_count is 1025; llama.cpp takes at most"),
+        ({"llama.ssm.inner_size": 2**63}, "ssm.inner_size is 9223372036854775808"),
+        ({"general.architecture": "x" * 65}, "no general.architecture"),
+        ({"general.architecture": "llama\x1b]0;"}, "no general.architecture"),
         ({"llama.embedding_length": "wide"}, "embedding_length"),
         ({"llama.attention.head_count_kv": [8]}, "1 entries for 2 layers"),
         ({"llama.attention.head_count": "many"}, "head_count is a text"),
@@ -196,3 +213,35 @@ def test_a_header_that_lacks_something_is_refused(
     metadata = {key: value for key, value in {**LEAST, **change}.items() if value is not None}
     with pytest.raises(ModelShapeError, match=words):
         shape_of(header_of(metadata))
+
+
+def test_an_interval_of_no_layers_is_refused() -> None:
+    header = model_zoo.header("qwen3-8b")
+    metadata = {
+        key.replace("qwen3", "qwen35", 1): value for key, value in header.metadata.items()
+    } | {"general.architecture": "qwen35", "qwen35.full_attention_interval": 0}
+    with pytest.raises(ModelShapeError, match="full_attention_interval is 0"):
+        shape_of(replace(header, metadata=metadata))
+
+
+def test_only_what_memory_depends_on_is_kept() -> None:
+    # Files of gemma3n really say -inf there, which is no JSON.
+    sparsity: Value = [1.64, -float("inf")]
+    shape = changed(
+        "gemma3n-e4b", activation_sparsity_scale=sparsity, logit_scale=float("nan"), note="x" * 99
+    )
+    json.dumps(shape.to_data(), allow_nan=False)
+    assert not {"activation_sparsity_scale", "logit_scale", "note"} & set(shape.parameters)
+    assert set(shape.parameters) <= {*SIZES, *SWITCHES, SECTIONS}
+
+
+def test_the_memory_model_asks_for_nothing_else() -> None:
+    """A name that is missing in the lists would silently be 0."""
+    folder = Path(model_shape.__file__).parent
+    asked: set[str] = set()
+    for name in ("memory_model", "model_families", "model_graph", "state_graph", "gemma3n_graph"):
+        text = (folder / f"{name}.py").read_text(encoding="utf-8")
+        asked.update(re.findall(r'\.(?:parameter|flag)\(\s*"([^"]+)"', text))
+        asked.update(re.findall(r'parameters\.get\(\s*"([^"]+)"', text))
+        asked.update(re.findall(r'"([^"]+)" in \w+\.parameters', text))
+    assert asked == {*SIZES, *SWITCHES, SECTIONS}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.kloros.llm.plugins.module_utils import part_file
+from ansible_collections.kloros.llm.plugins.module_utils import model_transfer, part_file
 from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
 from ansible_collections.kloros.llm.plugins.module_utils.model_transfer import (
     Download,
@@ -39,6 +39,8 @@ from ansible_collections.kloros.llm.plugins.module_utils.transfer_journal import
 )
 from ansible_collections.kloros.llm.plugins.module_utils.transfer_work import (
     MAX_FRUITLESS_ATTEMPTS,
+    Span,
+    Work,
     first_chunk_bytes,
 )
 from hypothesis import given
@@ -50,6 +52,8 @@ from tests.unit.stand_in_web import Asked, Reply, StandInWeb, ranged
 SIZE_BYTES = 32 << 20
 CONNECTIONS = 4
 CHUNK_BYTES = first_chunk_bytes(SIZE_BYTES, CONNECTIONS)
+# So slow a connection does not stay alone.
+SLOW_BYTES_PER_S = 20_000_000
 REPO = "acme/big-GGUF"
 TOKEN = "hf_canary_of_the_transfer"
 
@@ -119,7 +123,7 @@ def leave_half(client: HttpClient, download: Download, hub: StandInHub) -> int:
             hub.faults = Faults(fail_status=404)
         return take(listener)
 
-    hub.faults = Faults()
+    hub.faults = Faults(bytes_per_s=SLOW_BYTES_PER_S)
     hub.take_failure = outage  # type: ignore[method-assign]
     with pytest.raises(HttpError, match="404"):
         get(client, download)
@@ -134,6 +138,7 @@ def leave_half(client: HttpClient, download: Download, hub: StandInHub) -> int:
 def test_ranges_over_several_kept_connections(
     client: HttpClient, download: Download, hub: StandInHub, content: bytes, sha256: str
 ) -> None:
+    hub.faults = Faults(bytes_per_s=SLOW_BYTES_PER_S)
     received = get(client, download)
     assert download.part.read_bytes() == content
     assert received == Received(sha256, SIZE_BYTES, 0)
@@ -145,6 +150,34 @@ def test_ranges_over_several_kept_connections(
     # The address that the Hub redirects to is asked for once, and the CDN never sees the token.
     assert [record.status for record in hub.requests if record.listener == "hub"] == [302]
     assert not any(record.authorization for record in cdn)
+
+
+def test_a_fast_connection_stays_alone(
+    client: HttpClient, download: Download, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults = Faults(bytes_per_s=SLOW_BYTES_PER_S)
+    monkeypatch.setattr(model_transfer, "_FAST_BYTES_PER_S", SLOW_BYTES_PER_S // 2)
+    assert get(client, download) == Received(str(download.sha256), SIZE_BYTES, 0)
+    assert bodies(hub) == ["bytes=0-"]
+
+
+def test_a_connection_that_becomes_slow_is_joined(
+    client: HttpClient, download: Download, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Work.wanted
+
+    def slow_later(self: Work, span: Span, count: int) -> int:
+        if span.at > SIZE_BYTES // 4:
+            monkeypatch.setattr(model_transfer, "_FAST_BYTES_PER_S", sys.maxsize)
+        return wait(self, span, count)
+
+    hub.faults = Faults(bytes_per_s=SLOW_BYTES_PER_S)
+    monkeypatch.setattr(model_transfer, "_FAST_BYTES_PER_S", 1)
+    monkeypatch.setattr(Work, "wanted", slow_later)
+    assert get(client, download) == Received(str(download.sha256), SIZE_BYTES, 0)
+    first, second = (int(str(text)[6:].partition("-")[0]) for text in bodies(hub)[:2])
+    assert first == 0
+    assert second > SIZE_BYTES // 4
 
 
 def test_a_small_file_needs_one_request(
@@ -201,10 +234,11 @@ CHILD = f"""
 import sys, json
 from pathlib import Path
 sys.path[:0] = {sys.path!r}
-from tests.unit.test_model_transfer import CONNECTIONS, SIZE_BYTES, Download, HttpClient, get
+from {transfer.__module__} import Download, HttpClient, ProgressFile, transfer
 url, part, sha256, token = sys.argv[1:]
-download = Download("big", "hf://big", url, SIZE_BYTES, sha256, Path(part), token)
-received = get(HttpClient(10), download)
+download = Download("big", "hf://big", url, {SIZE_BYTES}, sha256, Path(part), token)
+quiet = ProgressFile(None, "", "bytes")
+received = transfer(HttpClient(10), quiet, download, lambda _: None, {CONNECTIONS})
 print(json.dumps([received.sha256, received.fetched_bytes, received.resumed_bytes]))
 """
 
@@ -213,6 +247,8 @@ def start_child(download: Download) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             sys.executable,
+            "-I",
+            "-S",
             "-c",
             CHILD,
             download.url,
@@ -229,7 +265,7 @@ def test_kill_9_at_twenty_random_moments(
     download: Download, hub: StandInHub, content: bytes
 ) -> None:
     moments = random.Random(20)  # noqa: S311 - the same every time
-    hub.faults = Faults(bytes_per_s=8_000_000)
+    hub.faults = Faults(bytes_per_s=SLOW_BYTES_PER_S)
     kills = 0
     finished = 0
     had = 0
@@ -379,7 +415,7 @@ def test_cuts_are_gone_on_from(
 def test_a_server_that_limits_connections(
     client: HttpClient, download: Download, hub: StandInHub, sha256: str, status: int
 ) -> None:
-    hub.faults = Faults(max_connections=2, busy_status=status, bytes_per_s=20_000_000)
+    hub.faults = Faults(max_connections=2, busy_status=status, bytes_per_s=SLOW_BYTES_PER_S)
     assert get(client, download, 8).sha256 == sha256
     assert any(record.status == status for record in hub.requests)
 
@@ -402,14 +438,14 @@ def test_trouble_that_stays_is_an_error(download: Download, hub: StandInHub) -> 
 
 def test_a_wait_that_is_interrupted(download: Download, hub: StandInHub) -> None:
     """One connection is told to come back in four minutes; nobody waits for it."""
-    hub.faults = Faults(max_connections=3, retry_after="240", bytes_per_s=20_000_000)
+    hub.faults = Faults(max_connections=3, retry_after="240", bytes_per_s=SLOW_BYTES_PER_S)
     assert get(HttpClient(10), download).sha256 == download.sha256
 
 
 def test_signed_addresses_are_renewed(
     client: HttpClient, download: Download, hub: StandInHub, sha256: str
 ) -> None:
-    hub.faults = Faults(signed_requests=3)
+    hub.faults = Faults(signed_requests=3, bytes_per_s=SLOW_BYTES_PER_S)
     assert get(client, download) == Received(sha256, SIZE_BYTES, 0)
     assert [r.status for r in hub.requests if r.listener == "hub"].count(302) > 1
 
@@ -444,7 +480,7 @@ def test_ranges_other_than_asked_for(
 def test_another_version_in_the_middle(
     client: HttpClient, download: Download, hub: StandInHub, sha256: str, stated: bool
 ) -> None:
-    hub.faults = Faults(new_etag_after=3)
+    hub.faults = Faults(new_etag_after=3, bytes_per_s=SLOW_BYTES_PER_S)
     wanted = download if stated else replace(download, sha256=None)
     received = get(client, wanted)
     assert (received.sha256, received.resumed_bytes) == (sha256, 0)
@@ -570,6 +606,26 @@ def test_a_part_that_is_cut_short_is_told(
         get(client, download)
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_part_that_is_taken_away_is_told(
+    client: HttpClient, download: Download, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    write = PartFile.write
+
+    def take_away(self: PartFile, data: memoryview, offset: int) -> None:
+        write(self, data, offset)
+        if offset == 0:
+            self.path.unlink()
+            if replaced:
+                self.path.write_bytes(bytes(SIZE_BYTES))
+
+    monkeypatch.setattr(PartFile, "write", take_away)
+    with pytest.raises(TransferError, match="removed or replaced"):
+        get(client, download)
+    monkeypatch.undo()
+    assert get(client, download) == Received(str(download.sha256), SIZE_BYTES, 0)
+
+
 # The journal itself
 
 
@@ -600,6 +656,22 @@ def written(part: Path, *states: list[tuple[int, int]]) -> TransferJournal:
 def ranges_of(journal: TransferJournal) -> tuple[tuple[int, int], ...] | None:
     entry = journal.read()
     return entry.ranges if entry else None
+
+
+def test_the_rest_of_a_slow_connection_is_shared_however_small() -> None:
+    work = Work(1 << 20, (), 1 << 30)
+    slow = work.claim()
+    assert slow is not None
+    work.share_among(2)
+    slow.began_at -= 60
+    work.landed(slow, 600)
+    taken: list[Span | None] = []
+    other = threading.Thread(target=lambda: taken.append(work.claim()), daemon=True)
+    other.start()
+    other.join(5)
+    work.fail(OSError("enough"))
+    assert [(span.at, span.stop) for span in taken if span] == [(slow.stop, 1 << 20)]
+    assert slow.stop == 600 + ((1 << 20) - 600) // 2
 
 
 def test_the_newest_entry_counts(part: Path) -> None:

@@ -92,6 +92,16 @@ def test_another_spelling_of_the_path(config: Path, model: Path, tmp_path: Path)
     assert instance_names(Users(config, proc=config).of([link / model.name])) == ["main"]
 
 
+def test_a_link_that_leads_to_the_file(config: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(model.parent)
+    (tmp_path / "current.gguf").symlink_to(model)
+    (tmp_path / "other.gguf").symlink_to(model.with_name("other.gguf"))
+    write_env(config, "a", LLAMA_ARG_MODEL=str(tmp_path / "link" / model.name))
+    write_env(config, "b", LLAMA_EXTRA_ARGS=f"--mmproj={tmp_path}/current.gguf")
+    write_env(config, "c", LLAMA_ARG_MODEL=str(tmp_path / "other.gguf"))
+    assert instance_names(Users(config, proc=config).of([model])) == ["a", "b"]
+
+
 MAPPER = """
 import mmap, sys
 with open(sys.argv[1], "rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import signal
@@ -81,6 +82,20 @@ def test_wrong_command_lines(host: ModelctlHost, words: list[str]) -> None:
     ran = host.run(*words)
     assert (ran.code, ran.out) == (2, "")
     assert "usage: modelctl" in ran.err
+    as_json = host.run(*words, "--json")
+    assert (as_json.code, as_json.json["exit_code"]) == (2, 2)
+    assert as_json.json["error"] in ran.err
+
+
+def test_a_failure_is_a_document_too(host: ModelctlHost) -> None:
+    for words in (["--json", "show", "nobody"], ["show", "nobody", "--json"]):
+        ran = host.run(*words)
+        assert ran.json == {
+            "error": f"no model is called 'nobody'; {host.models} holds none",
+            "exit_code": 3,
+        }
+        assert (ran.code, ran.err) == (3, f"modelctl: {ran.json['error']}\n")
+    assert host.run("show", "nobody").out == ""
 
 
 def test_options_may_stand_before_the_command(host: ModelctlHost) -> None:
@@ -100,14 +115,15 @@ def test_whoever_reads_may_go(host: ModelctlHost) -> None:
 def test_an_interrupt_before_anything_began(host: ModelctlHost) -> None:
     held = host.models / "pipe.gguf"
     os.mkfifo(host.etc / "plan.json")
-    process = host.start("list")  # waits for somebody to write its plan
+    process = host.start("list", "--json")  # waits for somebody to write its plan
     while b"kloros_llm.modelctl" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
         pass
     writer = os.open(host.etc / "plan.json", os.O_WRONLY)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     os.close(writer)
     assert (process.returncode, "Traceback" in err) == (130, False)
+    assert json.loads(out)["exit_code"] == 130
     assert "interrupted; nothing is half in place" in err
     assert not held.exists()
 

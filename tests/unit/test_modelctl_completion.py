@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.modelctl_host import TIMEOUT_S, ModelctlHost, write_model
 
-COMMANDS = ["completion", "fit", "gc", "list", "logs", "promote", "ps", "pull", "rm", "rollback"]
-COMMANDS += ["show", "status", "update", "verify"]
+COMMANDS = ["alias", "completion", "fit", "gc", "list", "logs", "promote", "ps", "pull", "rm"]
+COMMANDS += ["rollback", "show", "status", "update", "verify"]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ModelctlHost:
         write_model(tmp_path / f"{file}.gguf", seed=len(name))
         pulled = host.run("pull", f"file:{tmp_path}/{file}.gguf", "--name", name)
         assert pulled.code == 0, pulled.err
+    assert host.run("alias", "small", "smollm2").code == 0
     source = "hf://acme/planned-GGUF/planned.gguf"
     live = host.planned_instance("live", host.models / "smollm2.gguf")
     host.write_plan(
@@ -83,6 +84,8 @@ def test_names_of_this_host(host: ModelctlHost) -> None:
     assert complete(host, f"modelctl pull --plan={host.plan} pl") == ["planned:1b"]
     assert complete(host, f"modelctl show {plan} ma") == ["main"]
     assert complete(host, f"modelctl rm {plan} ma") == []
+    assert complete(host, f"modelctl rollback {plan} sm") == ["small", "smollm2"]
+    assert complete(host, f"modelctl alias {plan} tiny smo") == ["smollm2"]
     assert complete(host, f"modelctl rm --models-dir {host.models} smo") == ["smollm2"]
 
 

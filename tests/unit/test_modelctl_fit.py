@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from testbed.stand_in_hub import StandInHub
@@ -112,7 +114,27 @@ def test_on_the_host_alone(host: ModelctlHost, model: Path) -> None:
         "gpu_layers": None,
         "cpu_moe_layers": 0,
     }
+    assert not device["approximate"]
     assert "RoPE" in data["notes"][0]  # trained for 2048 tokens
+
+
+def test_an_estimate_is_called_one(host: ModelctlHost, tmp_path: Path) -> None:
+    path = tmp_path / "new.gguf"
+    writer = gguf.GGUFWriter(path, "brand-new")
+    writer.add_block_count(1)
+    writer.add_embedding_length(64)
+    writer.add_context_length(2048)
+    writer.add_tensor("token_embd.weight", np.zeros((256, 64), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ran = host.run("fit", path, "--json")
+    assert ran.code == 0, ran.err
+    assert [device["approximate"] for device in ran.json["devices"]] == [True]
+    note = "the formulas only estimate a model such as this (brand-new)"
+    assert any(note in text for text in ran.json["notes"])
+    assert note in host.run("fit", path).err
 
 
 def test_the_kv_cache_type_and_the_trained_context(host: ModelctlHost, model: Path) -> None:

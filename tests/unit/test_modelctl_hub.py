@@ -210,7 +210,14 @@ def test_an_endpoint_that_is_none(host: ModelctlHost) -> None:
 def test_bytes_that_are_not_what_the_hub_states(host: ModelctlHost, hub: StandInHub) -> None:
     hub.faults.corrupt_at = 1000
     ran = host.run("pull", LARGE, HF_ENDPOINT=hub.url)
-    assert (ran.code, "sha256" in ran.err) == (1, True)
+    assert (ran.code, "sha256" in ran.err) == (7, True)
+    assert not (host.models / "large.gguf").exists()
+
+
+def test_a_hub_that_contradicts_itself(host: ModelctlHost, hub: StandInHub) -> None:
+    hub.faults.linked_size_bytes = 1000
+    ran = host.run("pull", LARGE, HF_ENDPOINT=hub.url)
+    assert (ran.code, "contradicts itself" in ran.err) == (6, True)
     assert not (host.models / "large.gguf").exists()
 
 

@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils import memory_model
+from ansible_collections.kloros.llm.plugins.module_utils.memory_model import RunConfig
+from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape
 from ansible_collections.kloros.llm.plugins.module_utils.plan import (
     lasting,
     make_plan,
@@ -19,7 +22,11 @@ from ansible_collections.kloros.llm.plugins.module_utils.plan_memory import (
     previous_plan,
     with_dry_runs,
 )
-from ansible_collections.kloros.llm.plugins.module_utils.vram_need import CUDA_CONTEXT_MIB
+from ansible_collections.kloros.llm.plugins.module_utils.vram_need import (
+    CUDA_CONTEXT_MIB,
+    PROJECTOR_COMPUTE_MIB,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.vram_plan import vram_plan
 
 from tests.unit.planned_models import headers_of
 
@@ -33,6 +40,18 @@ def on_gpu(wishes: Data, gpu_host: Data) -> tuple[Data, Data]:
     wishes["llama_instances"]["instances"]["live"] |= {"gpus": [0], "context": 4096}
     gpu_host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
     return wishes, gpu_host
+
+
+ADAPTER = {
+    "shape": None,
+    "shape_detail": "a file of kind 'adapter' is no language model",
+    "architecture": "qwen2",
+    "context_trained": None,
+}
+
+
+def warnings(result: Data) -> list[str]:
+    return [finding["found"] for finding in result["findings"] if finding["level"] == "warning"]
 
 
 def errors(result: Data) -> list[str]:
@@ -50,11 +69,30 @@ def rows(plan: Data, **more: int) -> list[Data]:
     ]
 
 
-def ask(host: Data, plan: Data, **more: int) -> None:
-    """Have the server asked about the plan's instance."""
-    name = {"name": "live"}
-    answer = {"item": name, "asked": "llama-server", "accepted": True, "rows": rows(plan, **more)}
+def say(host: Data, plan: Data, **said: Any) -> None:
+    """Have the server asked about the plan's instance, and say what module llama_fit returns."""
+    answer = {
+        "item": {"name": "live"},
+        "asked": "llama-server",
+        "accepted": True,
+        "rows": rows(plan),
+        "draft_rows": [],
+        "projector_mib": {},
+        "not_covered": [],
+        **said,
+    }
     host["dry_runs"] = with_dry_runs(host["dry_runs"], plan["memory"]["keys"], [answer])
+
+
+def ask(host: Data, plan: Data, **more: int) -> None:
+    """Have the server say that it takes just so much more on the GPU than was predicted."""
+    say(host, plan, rows=rows(plan, **more))
+
+
+def devices(result: Data) -> Data:
+    """What the instance takes, by device."""
+    taken = result["plan"]["memory"]["instances"]["live"]["devices"]
+    return {row["device"]: row for row in taken}
 
 
 def test_memory_settles_the_instance(on_gpu: tuple[Data, Data]) -> None:
@@ -148,6 +186,124 @@ def test_server_that_says_too_much_stops_the_play(on_gpu: tuple[Data, Data]) -> 
     ask(host, make_plan(wishes, host)["plan"], weights_mib=12000)
     (said,) = errors(make_plan(wishes, host))
     assert "GPU 0" in said
+
+
+def test_companions_are_corrected_by_what_the_server_says(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["gguf_models"]["models"]["tiny:1b"] |= {
+        "mmproj": "hf://someone/tiny/mmproj.gguf",
+        "draft": "hf://someone/tiny/draft.gguf",
+    }
+    host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    first = make_plan(wishes, host)
+    before = devices(first)
+    assert before["CUDA0"]["draft_mib"] > 300
+    assert before["CUDA0"]["projector_mib"] > PROJECTOR_COMPUTE_MIB
+    assert "projector" in warnings(first)[0]
+    draft = [{"device": "CUDA0", "weights_mib": 300, "kv_mib": 40, "compute_mib": 60}]
+    projector = {"CUDA0": 199.2, "Host": 0.6}
+    say(host, first["plan"], draft_rows=draft, projector_mib=projector)
+    result = make_plan(wishes, host)
+    after = devices(result)
+    # The draft's three parts are told rounded down.
+    assert 400 <= after["CUDA0"]["draft_mib"] <= 403
+    assert after["CUDA0"]["projector_mib"] == 200
+    assert after["Host"]["projector_mib"] == 1
+    assert after["CUDA0"]["weights_mib"] == before["CUDA0"]["weights_mib"]
+    assert warnings(result) == []
+    assert result["plan"]["memory"]["unasked"] == []
+    # A server that tells nothing of them does not make them nothing.
+    say(host, first["plan"])
+    assert devices(make_plan(wishes, host)) == before
+
+
+def test_sum_over_all_gpus_corrects_none_of_them(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["llama_instances"]["instances"]["live"] |= {"gpus": [0, 1], "split_mode": "tensor"}
+    first = make_plan(wishes, host)
+    assert "split mode tensor" in warnings(first)[0]
+    together = {"device": "Meta()", "weights_mib": 900, "kv_mib": 100, "compute_mib": 100}
+    say(host, first["plan"], rows=[together, rows(first["plan"])[-1]], not_covered=["each GPU"])
+    result = make_plan(wishes, host)
+    assert devices(result) == devices(first)
+    memory = result["plan"]["memory"]
+    assert (memory["differences"], memory["not_covered"]) == ({}, {"live": ["each GPU"]})
+
+
+def test_adapters_of_an_instance_are_counted(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    before = devices(make_plan(wishes, host))
+    wishes["gguf_models"]["models"]["style"] = {"source": "hf://someone/tiny/style.gguf"}
+    wishes["llama_instances"]["instances"]["live"]["lora"] = [{"model": "style", "scale": 0.5}]
+    host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    host["headers"][1] |= ADAPTER | {"data_bytes": 300 * 2**20}
+    result = make_plan(wishes, host)
+    after = devices(result)
+    assert result["findings"] == []
+    # All of them lie with the layers: nobody adapts the table of words, which is on the host.
+    assert after["CUDA0"]["weights_mib"] == before["CUDA0"]["weights_mib"] + 300
+    assert after["Host"] == before["Host"]
+
+
+def test_adapter_is_no_model_to_run(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    host["headers"][0] |= ADAPTER
+    assert errors(make_plan(wishes, host)) == [f"tiny:1b: {ADAPTER['shape_detail']}"]
+
+
+def test_draft_model_that_cannot_be_read_is_said_once(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["gguf_models"]["models"]["d"] = {"source": "hf://someone/tiny/d.gguf"}
+    wishes["llama_instances"]["instances"]["live"]["draft_model"] = "d"
+    item = models_to_read(wishes)[1]
+    host["headers"].append({"item": item, "problem": "HTTP 404"})
+    assert errors(make_plan(wishes, host)) == ["HTTP 404"]
+
+
+def test_unknown_architecture_is_told_until_the_server_was_asked(
+    on_gpu: tuple[Data, Data],
+) -> None:
+    wishes, host = on_gpu
+    host["headers"][0]["shape"]["architecture"] = "novel"
+    first = make_plan(wishes, host)
+    (said,) = warnings(first)
+    assert "only estimates the architecture novel" in said
+    ask(host, first["plan"])
+    assert make_plan(wishes, host)["findings"] == []
+
+
+@pytest.mark.parametrize("lockout", [[0], ["0"], [UUID]])
+def test_locked_out_gpu_is_said_with_what_to_do(
+    on_gpu: tuple[Data, Data], lockout: list[int | str]
+) -> None:
+    wishes, host = on_gpu
+    wishes["gpu_lockout"] = lockout
+    (finding,) = make_plan(wishes, host)["findings"]
+    assert "is locked out" in finding["found"]
+    assert "gpu_lockout" in finding["cure"]
+
+
+def test_many_plans_of_a_model_ask_for_each_setting_once(
+    on_gpu: tuple[Data, Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes, host = on_gpu
+    asked: list[RunConfig] = []
+    real, defaults = memory_model.memory, vram_plan.__kwdefaults__ or {}
+
+    def counting(shape: ModelShape, config: RunConfig) -> Any:
+        asked.append(config)
+        return real(shape, config)
+
+    monkeypatch.setattr(memory_model, "memory", counting)
+    monkeypatch.setattr(vram_plan, "__kwdefaults__", defaults | {"memory": counting})
+    first = make_plan(wishes, host)
+    assert len(asked) == len(set(asked)) > 0
+    known = len(asked)
+    wishes["gguf_models"]["models"]["same"] = {"source": "hf://someone/tiny/same.gguf"}
+    wishes["llama_instances"]["instances"]["live"]["model"] = "same"
+    host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    assert devices(make_plan(wishes, host)) == devices(first)
+    assert len(asked) == known
 
 
 def test_neighbours_do_not_change_what_is_written(on_gpu: tuple[Data, Data]) -> None:

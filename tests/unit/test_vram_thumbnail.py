@@ -12,6 +12,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.memory_model import (
     MemoryModelError,
     RunConfig,
     memory,
+    stored,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape, shape_of
 from ansible_collections.kloros.llm.plugins.module_utils.vram_thumbnail import Thumbnail
@@ -47,7 +48,7 @@ def configurations(shape: ModelShape) -> Iterator[RunConfig]:
 def test_thumbnail_answers_as_the_whole(name: str) -> None:
     """Weights and cache to the byte; the compute buffers' peak may hang on a layer's place."""
     shape = shape_of(model_zoo.header(name))
-    thumbnail = Thumbnail(shape, memory)
+    thumbnail = Thumbnail(shape, memory, stored)
     for config in configurations(shape):
         try:
             whole = list(memory(shape, config))
@@ -64,7 +65,7 @@ def test_of_a_plain_transformer_the_compute_buffers_are_exact_too(
     make: Callable[[], ModelShape],
 ) -> None:
     shape = make()
-    thumbnail = Thumbnail(shape, memory)
+    thumbnail = Thumbnail(shape, memory, stored)
     for config in configurations(shape):
         assert thumbnail.rows(config) == list(memory(shape, config)), config
 
@@ -77,7 +78,7 @@ def test_few_layers_are_asked_about() -> None:
         asked.append(len(shape.layers))
         return list(memory(shape, config))
 
-    thumbnail = Thumbnail(shape, counting)
+    thumbnail = Thumbnail(shape, counting, stored)
     for first in range(20, 45):
         thumbnail.rows(
             RunConfig(8192, devices=("CUDA0", "CUDA1"), tensor_split=(first, 65.0 - first))

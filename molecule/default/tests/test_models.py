@@ -64,7 +64,7 @@ def journalled(host: Host) -> int:
 
 
 def test_connections_that_break_are_resumed(host: Host, fetch: Any, hub: Hub, more: Any) -> None:
-    hub.fault(cut_after_bytes=3_000_000, cut_times=4)
+    hub.fault(cut_after_bytes=1_000_000, cut_times=4)
     run = fetch(gguf_models=more)
     assert run.returncode == 0, run.output
     assert digest(host, f"{FOLDER}/{COPY}") == original(host)
@@ -152,10 +152,10 @@ def test_no_room(host: Host, fetch: Any, more: Any) -> None:
         assert "MiB" in run.output
         assert folder in run.output
         found = host.check_output(f"ls {folder}").split()
-        # The first of the two copies fits, the second does not, and leaves nothing.
-        assert [
-            name for name in found if name.startswith(COPY) and not name.endswith(".lock")
-        ] == []
-        assert "SmolLM2-135M-Instruct.Q4_1.gguf" in found
+        # One of the two copies fits, whichever is first; the other leaves nothing.
+        left = [name for name in found if not name.endswith(".lock")]
+        one = [name for name in left if name.endswith(".gguf")]
+        assert len(one) == 1
+        assert sorted(left) == [one[0], f"{one[0]}.json"]
     finally:
         host.check_output(f"umount {folder}")

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from .exit_codes import MEANINGS
+from .exit_codes import MEANINGS, Exit, ModelctlError
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction["_Parser"]
 
 KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 SHELLS: Final = ("bash", "zsh", "fish")
 SOURCE_FORMS: Final = "hf://OWNER/REPOSITORY/FILE.gguf[@REVISION], https://..., file:/PATH"
 
 # What the values of an argument are where they are not its choices, for the shells' completion.
-# "here": what is installed; "planned": that and the plan's models; "known": that and files.
+# "model": what is installed; "here": that and aliases; "planned": that and the plan's models;
+# "known": that and files.
 COMPLETES: Final = {
     ("pull", "sources"): "planned",
-    ("rm", "names"): "here",
+    ("rm", "names"): "model",
+    ("alias", "target"): "here",
     ("show", "what"): "known",
     ("ps", "instances"): "instance",
     ("status", "instances"): "instance",
@@ -36,9 +39,20 @@ _FILES: Final = ("plan", "models_dir", "token_file", "server", "offline_dir")
 COMPLETES_FILES: Final = frozenset(_FILES)
 
 
+class _Parser(argparse.ArgumentParser):
+    """What is wrong with a command line is a failure like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise ModelctlError(message, Exit.USAGE)
+
+
 def build() -> argparse.ArgumentParser:
-    """The parser. What it finds has the name of a module of `commands` in `command`."""
-    parser = argparse.ArgumentParser(
+    """The parser. What it finds has the name of a module of `commands` in `command`.
+
+    It raises ModelctlError for what it cannot understand.
+    """
+    parser = _Parser(
         prog="modelctl",
         description="The models of this host, and the llama.cpp servers that run them.",
         epilog=_epilog(),
@@ -50,7 +64,7 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_list, _pull, _rm, _show, _ps, _status, _logs, _fit):
         add(commands)
-    for add in (_verify, _update, _promote, _rollback, _gc, _completion):
+    for add in (_verify, _update, _promote, _rollback, _alias, _gc, _completion):
         add(commands)
     return parser
 
@@ -66,8 +80,8 @@ environment:
   https_proxy, http_proxy, no_proxy
 
 With --json the answer on standard output is one JSON document, whose keys `modelctl COMMAND --help`
-names; messages and progress go to standard error. A command that fails as a whole prints no
-document: the exit status and the message say why."""
+names; messages and progress go to standard error. A command that fails as a whole answers with
+{{"error", "exit_code"}} instead."""
 
 
 class _Version(argparse.Action):
@@ -184,7 +198,7 @@ def _pull(commands: Commands) -> None:
         """,
         """{"models": [{"name", "path", "paths", "action": "none"|"record"|"fetch", "changed",
         "size_bytes", "sha256", "version", "revision", "verified", "bytes_fetched",
-        "bytes_resumed"}], "failed": [{"source", "error", "exit_status"}]}""",
+        "bytes_resumed"}], "failed": [{"source", "error", "exit_code"}]}""",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a source, or a planned name")
     parser.add_argument("--name", help="its name here (else that of the file)")
@@ -305,7 +319,7 @@ def _fit(commands: Commands) -> None:
         """,
         """{"fits": true|false|null (null: nobody knows what is free), "devices": [{"name",
         "title", "uuid", "weights_mib", "kv_mib", "compute_mib", "overhead_mib", "total_mib",
-        "memory_mib", "free_mib", "fits"}], "by": "engine"|"formulas",
+        "memory_mib", "free_mib", "fits", "approximate"}], "by": "engine"|"formulas",
         "formulas": [as devices]|null, "engine": {"server", "error"}|null, "model": {...},
         "settings": {...}, "ways_out": [text], "notes": [text]}""",
     )
@@ -374,7 +388,7 @@ def _update(commands: Commands) -> None:
         """,
         """{"models": [{"name", "available": true|false|null, "detail", "newest": [...] (with
         --check), "fetched", "version", "promoted", "restart": [unit] (without)}],
-        "failed": [{"name", "error", "exit_status"}]}""",
+        "failed": [{"name", "error", "exit_code"}]}""",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="else all")
     parser.add_argument("--check", action="store_true", help="only look, and get nothing")
@@ -419,12 +433,33 @@ def _rollback(commands: Commands) -> None:
     parser.add_argument("--restart", action="store_true", help="restart what uses it")
 
 
+def _alias(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "alias",
+        "further names of models",
+        """
+        Have a further name stand for a model: NAME follows whatever version of it is in use;
+        NAME@VERSION stays with that version until `modelctl promote ALIAS VERSION`. Without
+        arguments: what aliases there are. Those of the inventory are changed there.
+        """,
+        """{"aliases": [{"alias", "model", "version"|null (it follows), "previous"|null}]}""",
+    )
+    parser.add_argument("alias", nargs="?", metavar="ALIAS")
+    parser.add_argument("target", nargs="?", metavar="NAME[@VERSION]")
+    parser.add_argument("--remove", action="store_true", help="forget the alias")
+
+
 def _gc(commands: Commands) -> None:
     parser = _command(
         commands,
         "gc",
         "remove what nobody needs",
-        "Remove what downloads left behind, and versions that nothing names or uses.",
+        """
+        Remove what downloads left behind, and versions that nobody needs. Of a model's versions
+        these stay: the one in use and the one before, those that an alias stands for, the newest,
+        those that were rolled back from (until a new one is promoted), and whatever is in use.
+        """,
         """{"items": [{"path", "why", "freed_bytes"}], "freed_bytes", "dry_run"}""",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")

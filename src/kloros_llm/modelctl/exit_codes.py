@@ -29,7 +29,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.IN_USE: "an instance or another process uses it; nothing was changed",
     Exit.DOES_NOT_FIT: "fit: it does not fit",
     Exit.NETWORK: "network, Hub or server: no usable answer",
-    Exit.DAMAGED: "bytes are not what they should be (sha256, a broken GGUF file)",
+    Exit.DAMAGED: "content is not what it should be (sha256, a broken GGUF file)",
     Exit.NOT_PERMITTED: "not permitted; run it with sudo",
     Exit.INTERRUPTED: "interrupted; a download goes on where it was with the next pull",
     Exit.PIPE_CLOSED: "whoever read the output has gone",

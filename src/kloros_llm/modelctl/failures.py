@@ -11,11 +11,14 @@ from .exit_codes import Exit, ModelctlError
 # By module and name: from a wheel, loading the whole core would take longer than most commands.
 CORE_ERRORS: Final = {
     ("model_versions", "InUseError"): Exit.IN_USE,
+    ("model_versions", "UnknownNameError"): Exit.NOT_FOUND,
     ("http_client", "HttpError"): Exit.NETWORK,
     ("model_source", "SourceError"): Exit.USAGE,
     ("gguf_reader", "GgufError"): Exit.DAMAGED,
     ("model_shape", "ModelShapeError"): Exit.DAMAGED,
     ("memory_model", "MemoryModelError"): Exit.FAILED,
+    ("model_store", "ContentError"): Exit.DAMAGED,
+    ("model_store", "AnswerError"): Exit.NETWORK,
     ("model_store", "StoreError"): Exit.FAILED,
 }
 

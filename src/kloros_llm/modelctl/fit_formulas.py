@@ -12,6 +12,12 @@ def needs(shape: ModelShape, config: RunConfig, devices: Devices) -> tuple[Need,
     """A need a device, in whole MiB rounded down. Raises MemoryModelError."""
     rows = memory(shape, config)
     return tuple(
-        Need(device, row.weights_bytes // MIB, row.kv_bytes // MIB, row.compute_bytes // MIB)
+        Need(
+            device,
+            row.weights_bytes // MIB,
+            row.kv_bytes // MIB,
+            row.compute_bytes // MIB,
+            row.approximate,
+        )
         for device, row in zip(devices.all, rows, strict=True)
     )

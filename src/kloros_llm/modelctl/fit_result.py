@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from .lookup import Place
 
 @dataclass(frozen=True)
 class Need:
-    """What one device would have to hold, in whole MiB."""
+    """What one device would have to hold, in whole MiB.
+
+    `approximate`: the formulas only estimate this model; the engine's word never is.
+    """
 
     device: Device
     weights_mib: int
     kv_mib: int
     compute_mib: int
+    approximate: bool = field(default=False, compare=False)
 
     @property
     def total_mib(self) -> int:
@@ -45,6 +49,7 @@ class Need:
             "memory_mib": self.device.memory_mib,
             "free_mib": self.device.free_mib,
             "fits": self.fits,
+            "approximate": self.approximate,
         }
 
 
@@ -107,6 +112,11 @@ class Fit:
             notes.append(
                 f"{self.engine.server} gave no answer, so these are the formulas: "
                 f"{self.engine.error}"
+            )
+        if any(need.approximate for need in self.needs):
+            notes.append(
+                f"the formulas only estimate a model such as this ({self.shape.architecture}); the "
+                "engine would know"
             )
         if self.engine:
             notes += [f"not counted: {text}" for text in self.engine.not_covered]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core.disk_space import MIB, existing_parent
 from ..core.http_client import HttpClient
-from ..core.model_catalogue import Catalogue, CatalogueError, Found
+from ..core.model_catalogue import Catalogue
 from ..core.model_source import DEFAULT_HF_ENDPOINT, check_endpoint
 from ..core.model_store import FetchSettings
 from ..core.model_users import User, Users
@@ -68,13 +68,6 @@ class Host:
     def server(self) -> Path:
         """The llama-server in use."""
         return self.llama_cpp_dir / "current" / "bin" / "llama-server"
-
-    def find(self, name: str) -> Found:
-        """A model that is here, by any of its names. Raises ModelctlError."""
-        try:
-            return self.catalogue.find(name)
-        except CatalogueError as error:
-            raise ModelctlError(str(error), Exit.NOT_FOUND) from error
 
     def need_plan(self) -> HostPlan:
         """The plan. Raises ModelctlError where this host has none."""

@@ -11,7 +11,7 @@ from ..core.gguf_bytes import FileBytes, MemoryBytes
 from ..core.gguf_files import GgufModel, read_model, read_model_file, read_model_source
 from ..core.gguf_header_files import Header, fetch_headers
 from ..core.http_client import HttpClient
-from ..core.model_catalogue import Found
+from ..core.model_catalogue import Found, UnknownNameError
 from ..core.model_source import Source, parse_source
 from .exit_codes import Exit, ModelctlError
 from .host import Host, hub_client, hub_endpoint, hub_token
@@ -38,7 +38,7 @@ def is_source(text: str) -> bool:
 
 
 def place_of(host: Host, what: str) -> Place:
-    """Where that is what the user names. Raises ModelctlError, SourceError."""
+    """Where that is what the user names. Raises ModelctlError, CatalogueError, SourceError."""
     if is_source(what):
         return _place_of_source(what, parse_source(what))
     path = Path(what)
@@ -47,8 +47,8 @@ def place_of(host: Host, what: str) -> Place:
             raise ModelctlError(f"{what} is no file", Exit.NOT_FOUND)
         return Place(path.name, path)
     try:
-        found = host.find(what)
-    except ModelctlError:
+        found = host.catalogue.find(what)
+    except (UnknownNameError, ModelctlError):
         planned = host.plan.model(what) if host.plan else None
         if planned is None:
             raise

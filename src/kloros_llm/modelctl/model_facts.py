@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ def local_facts(path: Path) -> dict[str, Any]:
 
 
 def value_data(value: Value) -> Any:
-    """A value of the header as JSON."""
+    """A value of the header as JSON, which has no infinity (files of gemma3n have) and no NaN."""
     if isinstance(value, SkippedArray):
         return {"array": value.element_type, "length": value.length}
+    if isinstance(value, list):
+        return [value_data(entry) for entry in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
     return value
 
 

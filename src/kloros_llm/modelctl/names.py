@@ -25,8 +25,10 @@ def names(
     with contextlib.suppress(CatalogueError, OSError):
         catalogue = Catalogue(models_dir or planned_dir)
         if kind == "version":
-            return {one.id for one in catalogue.find(before[0]).model.versions} if before else set()
+            return {one.id for one in catalogue.owner(before[0]).versions} if before else set()
         here = {model.name for model in catalogue.models()}
+        if kind == "model":
+            return here
         here |= {alias.alias for alias in catalogue.aliases()}
         return here | _wanted(kind, plan)
     return _wanted(kind, plan)

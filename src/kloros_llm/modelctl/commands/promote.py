@@ -11,6 +11,5 @@ from ..switching import finish
 def run(arguments: Namespace) -> int:
     host = Host(arguments)
     host.prepare_writing()
-    host.find(f"{arguments.name}@{arguments.version}")
     switch = host.catalogue.promote(arguments.name, arguments.version)
     return finish(host, switch, restart=arguments.restart, as_json=arguments.json)

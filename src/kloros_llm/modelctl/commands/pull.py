@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.http_client import HttpClient
 from ...core.model_batch import fetch_all
-from ...core.model_files import Companion, WantedFile, read_record, stem_of, wanted_files
-from ...core.model_source import DEFAULT_REVISION, SourceError, parse_source
+from ...core.model_catalogue import UnknownNameError
+from ...core.model_files import (
+    Companion,
+    FileRecord,
+    Record,
+    WantedFile,
+    read_record,
+    stem_of,
+    wanted_files,
+)
+from ...core.model_source import DEFAULT_REVISION, Source, SourceError, parse_source
 from ...core.model_store import FetchRequest, ModelStore, Outcome
 from ..attributes import Attributes
 from ..exit_codes import Exit, ModelctlError
@@ -40,7 +49,7 @@ def run(arguments: Namespace) -> int:
         replace(_request(host, source, arguments), settings=settings)
         for source in arguments.sources
     ]
-    _refuse_foreign_files(requests)
+    _refuse_foreign_files(requests, arguments)
     with TerminalProgress() as progress:
         results = _fetch(requests, arguments, progress)
     host.catalogue.refresh()
@@ -58,7 +67,7 @@ def run(arguments: Namespace) -> int:
         if failure is None:
             raise result
         code = failure.code
-        failed.append({"source": source, "error": str(failure), "exit_status": int(code)})
+        failed.append({"source": source, "error": str(failure), "exit_code": int(code)})
         tell(str(failure))
     if arguments.json:
         emit({"models": done, "failed": failed})
@@ -98,8 +107,19 @@ def _request(host: Host, text: str, arguments: Namespace) -> FetchRequest:
         [_checked_sha256(arguments.sha256)] if arguments.sha256 else [],
         mmproj=Companion(parse_source(arguments.mmproj)) if arguments.mmproj else None,
     )
-    name = arguments.name or stem_of(files[0].file)
-    return FetchRequest(name=name, directory=host.models_dir, files=files)
+    here = read_record(host.models_dir / files[0].file)
+    if here is None or not _is_origin(here, source):
+        return FetchRequest(arguments.name or stem_of(files[0].file), host.models_dir, files)
+    # It keeps what it is called, and what belongs to it.
+    given = ("model", "mmproj") if arguments.mmproj else ("model",)
+    files += _recorded(one for one in here.files if one.role not in given)
+    name = arguments.name or here.name
+    return FetchRequest(name, host.models_dir, files, aliases=here.aliases)
+
+
+def _is_origin(record: Record, source: Source) -> bool:
+    """Whether a model came from there, of whatever revision."""
+    return replace(parse_source(record.source), revision="") == replace(source, revision="")
 
 
 def _known_request(host: Host, name: str, arguments: Namespace) -> FetchRequest:
@@ -114,20 +134,22 @@ def _known_request(host: Host, name: str, arguments: Namespace) -> FetchRequest:
     if planned is not None:
         return _planned_request(planned)
     try:
-        found = host.find(name)
-    except ModelctlError as error:
+        model = host.catalogue.owner(name)
+    except UnknownNameError as error:
         raise ModelctlError(
             f"{name!r} is neither a source (hf://OWNER/REPOSITORY/FILE.gguf, https://..., "
             f"file:/PATH) nor a model of the plan; {error}",
             Exit.NOT_FOUND,
         ) from error
-    record = read_record(found.model.path)
+    record = read_record(model.path)
     if record is None:
-        raise ModelctlError(f"{found.model.path} has no record of where it came from")
-    files = tuple(
-        WantedFile(parse_source(file.source), file.file, file.role) for file in record.files
-    )
+        raise ModelctlError(f"{model.path} has no record of where it came from", Exit.NOT_FOUND)
+    files = _recorded(record.files)
     return FetchRequest(record.name, host.models_dir, files, aliases=record.aliases)
+
+
+def _recorded(files: Iterable[FileRecord]) -> tuple[WantedFile, ...]:
+    return tuple(WantedFile(parse_source(one.source), one.file, one.role) for one in files)
 
 
 def _planned_request(model: PlannedModel) -> FetchRequest:
@@ -145,16 +167,21 @@ def _checked_sha256(text: str) -> str:
     return digest
 
 
-def _refuse_foreign_files(requests: Sequence[FetchRequest]) -> None:
-    """A pull never replaces a model of another source that happens to have the same file name."""
+def _refuse_foreign_files(requests: Sequence[FetchRequest], arguments: Namespace) -> None:
+    """A pull never replaces a model of another source that happens to have the same file name.
+
+    It does where it is told the name of the very model.
+    """
     taken: dict[Path, str] = {}
-    for request in requests:
+    for text, request in zip(arguments.sources, requests, strict=True):
         record = read_record(request.path)
-        source = str(request.files[0].source)
-        if record and record.source != source and record.name != request.name:
+        source = str(request.source)
+        told_name = arguments.name if is_source(text) else request.name
+        if record and record.name != told_name and not _is_origin(record, request.source):
             raise ModelctlError(
                 f"{request.path} is model {record.name!r} from {record.source} already; give this "
-                "one another file name with --file, or remove that model first",
+                "one another file name with --file, or say that it shall take that model's place: "
+                f"--name {record.name}",
                 Exit.IN_USE,
             )
         if taken.setdefault(request.path, source) != source:

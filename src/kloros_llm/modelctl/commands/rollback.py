@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ...core.model_catalogue import CatalogueError
-from ..exit_codes import Exit, ModelctlError
 from ..host import Host
 from ..switching import finish
 
@@ -13,8 +11,5 @@ from ..switching import finish
 def run(arguments: Namespace) -> int:
     host = Host(arguments)
     host.prepare_writing()
-    try:
-        switch = host.catalogue.rollback(arguments.name)
-    except CatalogueError as error:
-        raise ModelctlError(str(error), Exit.NOT_FOUND) from error
+    switch = host.catalogue.rollback(arguments.name)
     return finish(host, switch, restart=arguments.restart, as_json=arguments.json)

@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
     settings = fetch_settings(host, arguments, attributes.are_those_of)
     names = arguments.names or [model.name for model in host.catalogue.models()]
     for name in names:
-        host.find(name)
+        host.catalogue.owner(name)
     models: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     code = Exit.OK
@@ -42,7 +42,7 @@ def run(arguments: Namespace) -> int:
             if failure is None:
                 raise
             status = failure.code
-            failed.append({"name": name, "error": str(failure), "exit_status": int(status)})
+            failed.append({"name": name, "error": str(failure), "exit_code": int(status)})
             tell(f"{name}: {failure}")
         else:
             models.append(data)
@@ -58,7 +58,7 @@ def _check(
     host: Host, name: str, settings: FetchSettings, arguments: Namespace
 ) -> tuple[dict[str, Any], Exit]:
     """Only look. That nobody can tell is not an answer: a script must not take it for no."""
-    model = host.find(name).model
+    model = host.catalogue.owner(name)
     record = read_record(model.path)
     if record is None:
         raise ModelctlError(f"{model.path} has no record of where it came from")
@@ -78,7 +78,7 @@ def _check(
 def _update(
     host: Host, name: str, settings: FetchSettings, arguments: Namespace
 ) -> tuple[dict[str, Any], Exit]:
-    model = host.find(name).model
+    model = host.catalogue.owner(name)
     with TerminalProgress() as progress:
         store = ModelStore(hub_client(arguments, progress.say), progress)
         updated = host.catalogue.update(model.name, store, settings, promote=arguments.promote)

@@ -16,7 +16,7 @@ def run(arguments: Namespace) -> int:
     # What is found is written down.
     host.prepare_writing()
     for name in arguments.names:
-        host.find(name)
+        host.catalogue.owner(name)
     found: list[Verified] = []
     with TerminalProgress() as progress:
         for name in arguments.names or [None]:

@@ -49,6 +49,7 @@ def _gpu_lines(shown: Mapping[str, Any], lockout: Sequence[int | str]) -> list[s
             f"{process['name'] or 'process'} ({process['pid']})" for process in gpu["processes"]
         )
         out = " (locked out)" if locked & {str(gpu["index"]), gpu["uuid"]} else ""
+        out += " (divided by MIG)" if gpu.get("mig") else ""
         rows.append(
             [
                 f"{gpu['index']}{out}",

@@ -12,6 +12,9 @@ from math import prod
 
 Shape = tuple[int, int, int, int]
 
+# Of the graphs that are followed none has a tenth; a hostile header could ask for millions.
+MAX_NODES = 40_000
+
 # Bytes of a block, elements of a block: the types that computed tensors and caches have.
 TYPES = {
     "f32": (4, 1),
@@ -51,7 +54,7 @@ INPLACE_OPS = frozenset(
 
 def shape4(*sizes: int) -> Shape:
     """`sizes` with ones up to four dimensions."""
-    a, b, c, d = (*sizes, 1, 1, 1)[:4]
+    a, b, c, d = (*sizes, 1, 1, 1, 1)[:4]
     return a, b, c, d
 
 
@@ -137,8 +140,15 @@ class Tensor:
         return size
 
 
+class GraphTooLargeError(Exception):
+    """No model's graph has so many nodes."""
+
+
 class Graph:
-    """Nodes and leaves in ggml's order: a tensor's sources before it, left to right."""
+    """Nodes and leaves in ggml's order: a tensor's sources before it, left to right.
+
+    Raises GraphTooLargeError beyond MAX_NODES.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Tensor] = []
@@ -166,6 +176,8 @@ class Graph:
                 self.leafs.append(current)
             else:
                 self.nodes.append(current)
+        if len(self.nodes) > MAX_NODES:
+            raise GraphTooLargeError(f"a graph of more than {MAX_NODES} nodes")
         return tensor
 
 

@@ -42,7 +42,10 @@ class FileBytes:
     def __init__(self, path: Path | str) -> None:
         self.description = str(path)
         # Without O_NONBLOCK, opening a named pipe would wait for its other end.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except ValueError as error:  # a NUL in it
+            raise OSError(errno.EINVAL, "no path of a file", repr(str(path))) from error
         state = os.fstat(self._descriptor)
         if not stat.S_ISREG(state.st_mode):
             self.close()

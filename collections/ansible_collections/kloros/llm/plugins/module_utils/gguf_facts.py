@@ -12,6 +12,8 @@ from .gguf_types import file_type_name
 from .model_shape import ModelShapeError, shape_of
 
 MODEL = "model"
+# As much of a text of the header as is shown.
+_MAX_TEXT = 200
 # By `general.type`; Ollama's and older projectors only say it by their architecture.
 _KINDS = {"model": MODEL, "adapter": "adapter", "mmproj": "projector", "imatrix": "imatrix"}
 _PROJECTOR_ARCHITECTURES = ("clip", "mmproj")
@@ -84,8 +86,12 @@ def _bytes_by_type(header: GgufHeader) -> dict[str, int]:
 
 
 def _text(header: GgufHeader, key: str) -> str | None:
+    """On one line, and without what could command a terminal."""
     value = header.metadata.get(key)
-    return value if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value)
+    return shown if len(shown) <= _MAX_TEXT else f"{shown[: _MAX_TEXT - 1]}…"
 
 
 def _whole(header: GgufHeader, key: str) -> int | None:

@@ -7,27 +7,28 @@ Source: llama.cpp 0.5.0-dev, `src/llama.cpp` (llama_split_path), `src/llama-mode
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from .gguf_bytes import FIRST_BYTES, ByteSource, FileBytes, HttpBytes
-from .gguf_header import GgufHeader, GgufTensor
+from .gguf_bytes import ByteSource, FileBytes, HttpBytes
+from .gguf_header import GgufHeader, GgufTensor, Value
 from .gguf_reader import GgufError, Limits, read_header
 from .http_client import HttpClient
-from .model_source import Source, resolve_url
+from .model_source import Source, SourceError, resolve_url, shard_of
 
 # Shards after the first hold no vocabulary.
 LATER_FIRST_BYTES: Final = 256 * 1024
-_SHARD: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class GgufShard:
-    """One file. `size_bytes` is that of the whole file, None where a server hides it."""
+    """One file. `size_bytes` is that of the whole file, None where a server hides it.
+
+    Of shards after the first, `header` has no metadata: it says nothing of the model.
+    """
 
     name: str
     size_bytes: int | None
@@ -63,18 +64,21 @@ class GgufModel:
 def shard_names(first_name: str) -> list[str]:
     """The names of all files of a model, given the first: a name, a path, or a URL's path.
 
-    Raises GgufError where `first_name` is a shard but not the first.
+    Raises GgufError where `first_name` is a shard but not the first, or none that can be.
     """
-    match = _SHARD.fullmatch(first_name)
-    if not match:
+    folder, slash, name = first_name.rpartition("/")
+    try:
+        shard = shard_of(name)
+    except SourceError as error:
+        raise GgufError(str(error)) from error
+    if shard is None:
         return [first_name]
-    prefix, number, count = match["prefix"], int(match["number"]), int(match["count"])
-    if number != 1 or count < 1:
+    if shard.number != 1:
         raise GgufError(
-            f"{first_name} is shard {number} of {count}; a model is named by its first shard, "
-            f"{prefix}-00001-of-{max(count, 1):05d}.gguf"
+            f"{first_name} is shard {shard.number} of {shard.count}; a model is named by its first "
+            f"shard, {folder}{slash}{shard.file_name(1)}"
         )
-    return [f"{prefix}-{one:05d}-of-{count:05d}.gguf" for one in range(1, count + 1)]
+    return [f"{folder}{slash}{shard.file_name(one)}" for one in range(1, shard.count + 1)]
 
 
 def read_model(
@@ -100,7 +104,10 @@ def read_model(
             source.close()
         shards.append(GgufShard(name, source.size_bytes, header))
         _check_shard(shards, number, len(names))
-        left = dataclasses.replace(left, tensors=left.tensors - len(header.tensors))
+        if number:
+            plain = dataclasses.replace(header, metadata={})
+            shards[-1] = dataclasses.replace(shards[-1], header=plain)
+        left = _left(left, header)
         if isinstance(source, HttpBytes):
             requests += source.requests
             fetched_bytes += source.fetched_bytes
@@ -109,6 +116,16 @@ def read_model(
     if len(shards) > 1:
         header = dataclasses.replace(header, tensors=_merged(shards))
     return GgufModel(header, tuple(shards), revision, requests, fetched_bytes)
+
+
+def _left(limits: Limits, header: GgufHeader) -> Limits:
+    """What the tensor table of the next shard may take: in all no more than one file's."""
+    names_bytes = sum(len(tensor.name.encode()) for tensor in header.tensors)
+    return dataclasses.replace(
+        limits,
+        tensors=limits.tensors - len(header.tensors),
+        names_bytes=limits.names_bytes - names_bytes,
+    )
 
 
 def read_model_file(path: Path | str, limits: Limits | None = None) -> GgufModel:
@@ -130,30 +147,45 @@ def read_model_source(
     """
     if source.kind == "file":
         return read_model_file(source.location)
-    opened: list[HttpBytes] = []
+    files = RemoteFiles(source, client, hf_endpoint, token, revision)
+    return read_model(files.open, files.first_name)
 
-    def open_url(name: str) -> ByteSource:
-        pinned = revision or (opened[0].hub.commit if opened else None)
-        if source.kind == "hf":
-            wanted = dataclasses.replace(source, location=name)
-        else:
-            wanted = dataclasses.replace(source, location=_with_path(source.location, name))
-        opened.append(
-            HttpBytes(
-                client,
-                resolve_url(wanted, hf_endpoint, pinned),
-                token if source.kind == "hf" else None,
-                first_bytes=LATER_FIRST_BYTES if opened else FIRST_BYTES,
-            )
+
+class RemoteFiles:
+    """Opens the files of a model on a server, for `read_model`: all at the commit of the first.
+
+    `token` goes to the Hub (`hf`) only. `source` is no local file.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        client: HttpClient,
+        hf_endpoint: str,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.first_name = source.location if source.kind == "hf" else urlsplit(source.location).path
+        self._source = source
+        self._client = client
+        self._hf_endpoint = hf_endpoint
+        self._token = token if source.kind == "hf" else None
+        self._revision = revision
+        self._first: HttpBytes | None = None
+
+    def open(self, name: str) -> HttpBytes:
+        """One of `shard_names`. Raises HttpError when it is read, SourceError."""
+        revision = self._revision or (self._first.hub.commit if self._first else None)
+        location = name
+        if self._source.kind == "url":
+            location = urlunsplit(urlsplit(self._source.location)._replace(path=name))
+        url = resolve_url(
+            dataclasses.replace(self._source, location=location), self._hf_endpoint, revision
         )
-        return opened[-1]
-
-    first = source.location if source.kind == "hf" else urlsplit(source.location).path
-    return read_model(open_url, first)
-
-
-def _with_path(url: str, path: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=path))
+        if self._first:
+            return HttpBytes(self._client, url, self._token, first_bytes=LATER_FIRST_BYTES)
+        self._first = HttpBytes(self._client, url, self._token)
+        return self._first
 
 
 def _check_shard(shards: list[GgufShard], number: int, count: int) -> None:
@@ -171,12 +203,12 @@ def _check_shard(shards: list[GgufShard], number: int, count: int) -> None:
     if stated != count:
         raise GgufError(
             f"{shard.name} is one of {count} shards by its name, but its header "
-            + (f"says split.count = {stated!r}" if stated else "knows of no shards")
+            + (f"says split.count = {_told(stated)}" if stated else "knows of no shards")
             + "; the files do not belong together, or one was renamed"
         )
     if metadata.get("split.no") != number:
         raise GgufError(
-            f"{shard.name} says split.no = {metadata.get('split.no')!r}; needed: {number}. "
+            f"{shard.name} says split.no = {_told(metadata.get('split.no'))}; needed: {number}. "
             "The shards were mixed up or renamed"
         )
     first = shards[0].header
@@ -185,6 +217,11 @@ def _check_shard(shards: list[GgufShard], number: int, count: int) -> None:
             f"{shard.name} is {shard.header.byte_order}-endian, the first shard "
             f"{first.byte_order}-endian; they do not belong together"
         )
+
+
+def _told(value: Value | None) -> str:
+    """A number for a message; what else stands there may be long."""
+    return str(value) if isinstance(value, int | None) else "no number"
 
 
 def _merged(shards: list[GgufShard]) -> tuple[GgufTensor, ...]:
@@ -200,7 +237,7 @@ def _merged(shards: list[GgufShard]) -> tuple[GgufTensor, ...]:
     stated = shards[0].header.metadata.get("split.tensors.count")
     if stated != len(tensors):
         raise GgufError(
-            f"{shards[0].name} says split.tensors.count = {stated!r}, but its "
+            f"{shards[0].name} says split.tensors.count = {_told(stated)}, but its "
             f"{len(shards)} shards hold {len(tensors)} tensors; a shard is damaged or of another "
             "model"
         )

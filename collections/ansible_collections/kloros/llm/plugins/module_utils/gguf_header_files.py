@@ -6,18 +6,16 @@ header that was fetched by range and extended with a hole is therefore as good a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-from .gguf_bytes import ByteSource, HttpBytes
-from .gguf_files import LATER_FIRST_BYTES, GgufModel, read_model
+from .gguf_bytes import ByteSource
+from .gguf_files import GgufModel, RemoteFiles, read_model
 from .gguf_header import GgufHeader
 from .http_client import HttpClient
-from .model_source import Source, SourceError, resolve_url
+from .model_source import Source, SourceError
 
 _MAX_FILE_BYTES = 1 << 42
 """4 TiB. A hostile header can claim anything, and a file system refuses to make such a hole."""
@@ -49,25 +47,14 @@ def fetch_headers(
     """
     if source.kind == "file":
         raise SourceError(f"{source} is a local file; let it be read where it lies")
-    opened: list[HttpBytes] = []
+    files = RemoteFiles(source, client, hf_endpoint, token)
+    opened: list[ByteSource] = []
 
-    def open_url(name: str) -> ByteSource:
-        pinned = opened[0].hub.commit if opened else None
-        location = name
-        if source.kind == "url":
-            location = urlunsplit(urlsplit(source.location)._replace(path=name))
-        wanted = dataclasses.replace(source, location=location)
-        given = token if source.kind == "hf" else None
-        url = resolve_url(wanted, hf_endpoint, pinned)
-        if opened:
-            opened.append(HttpBytes(client, url, given, first_bytes=LATER_FIRST_BYTES))
-        else:
-            opened.append(HttpBytes(client, url, given))
+    def open_and_keep(name: str) -> ByteSource:
+        opened.append(files.open(name))
         return opened[-1]
 
-    first = source.location if source.kind == "hf" else urlsplit(source.location).path
-    model = read_model(open_url, first)
-    return _headers(model, opened)
+    return _headers(read_model(open_and_keep, files.first_name), opened)
 
 
 def lay_out(headers: Mapping[str, Sequence[Header]], folder: Path) -> dict[str, Path]:

@@ -33,12 +33,15 @@ MAX_REDIRECTS = 10
 MAX_ATTEMPTS = 6
 # A wrong name or a closed port hardly ever heals: tell sooner.
 MAX_ATTEMPTS_UNREACHABLE = 3
+MAX_TIMEOUT_S = 86_400
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 300.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# No file is bigger, and Python refuses to read numbers of some thousand digits.
+_NUMBER = r"[0-9]{1,18}"
 # What is left of an answer is read rather than the connection given up, up to here.
 _WORTH_READING_BYTES = 64 * 1024
 
@@ -136,7 +139,8 @@ class Response:
     def content_range(self) -> tuple[int, int | None] | None:
         """(first byte, total size) of a 206; the total is None where the server hides it."""
         match = re.fullmatch(
-            r"bytes (\d+)-\d+/(\d+|\*)", (self.headers.get("Content-Range") or "").strip()
+            rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER}|\*)",
+            (self.headers.get("Content-Range") or "").strip(),
         )
         if not match:
             return None
@@ -187,7 +191,7 @@ class HttpClient:
     """`timeout_s` bounds connecting and every single wait for bytes, not the whole transfer.
 
     `sleep` is called with seconds (None: really wait); `on_wait` with a reason before each wait.
-    Threads may share a client.
+    Threads may share a client. Raises HttpError where nobody could wait so long.
     """
 
     def __init__(
@@ -196,6 +200,11 @@ class HttpClient:
         sleep: Callable[[float], None] | None = None,
         on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise HttpError(
+                f"a connection cannot be waited for {timeout_s} seconds; needed: more than 0, at "
+                f"most {MAX_TIMEOUT_S} (a day)"
+            )
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._on_wait = on_wait
@@ -367,6 +376,7 @@ class Connection:
                 trusted = trusted and not foreign
                 url = location
             elif status < 300:
+                _check_encoding(body, url)
                 return Response(body, url, hub, trusted=trusted)
             else:
                 self._be_done_with(body)
@@ -447,6 +457,18 @@ class Connection:
         body.close()
 
 
+def _check_encoding(body: _Body, url: str) -> None:
+    """Whoever compresses unasked sends bytes that no size, range or digest is about."""
+    encoding = (body.headers.get("Content-Encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        body.close()
+        raise HttpError(
+            f"{display_url(url)}: the server sends the file compressed "
+            f"({_printable(encoding)}), although that was not asked for; it or a proxy on the way "
+            "is misconfigured: use another endpoint"
+        )
+
+
 def _proxy(given: str) -> tuple[SplitResult, dict[str, str]]:
     """The proxy of a variable's value, and the headers that it wants."""
     parts = urlsplit(given if "://" in given else f"http://{given}")
@@ -500,7 +522,8 @@ def display_url(url: str) -> str:
     """The URL for messages: signed queries and user names stay out."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return _printable(f"{parts.scheme}://{host}{port}{parts.path}", 2000)
 
 
 _ADVICE = {
@@ -580,7 +603,7 @@ def _merge(first: HubFacts, later: HubFacts) -> HubFacts:
 
 def _natural(text: str | None) -> int | None:
     text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if re.fullmatch(_NUMBER, text) else None
 
 
 def _retry_after_s(text: str | None) -> float | None:
@@ -594,10 +617,14 @@ def _retry_after_s(text: str | None) -> float | None:
 
 
 def _stated_reason(headers: Message) -> str:
-    stated = headers.get("X-Error-Message") or ""
-    printable = "".join(char for char in stated if char.isprintable())[:200]
+    printable = _printable(headers.get("X-Error-Message") or "")
     return f" ({printable})" if printable else ""
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return _printable(str(error)) or type(error).__name__
+
+
+def _printable(text: str, limit: int = 200) -> str:
+    """What a server says may hold anything, also what a terminal obeys."""
+    return "".join(char for char in text if char.isprintable())[:limit]

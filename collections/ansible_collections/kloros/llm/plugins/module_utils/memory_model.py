@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .compute_buffers import Backends, attention_backends, compute_buffers
-from .gguf_header import GgufHeader, GgufTensor
 from .model_families import EXACT, build_graph
 from .model_graph import QUANTISED_CACHES, GraphConfig, UnknownGraphError
 from .model_shape import (
@@ -30,7 +29,6 @@ from .model_shape import (
 
 MIB = 1024 * 1024
 HOST = "Host"
-PROJECTOR_PATCHES = 4096  # models with a dynamic resolution take images of about so many patches
 MARGIN = 1.15  # on the compute buffers of an architecture whose graph is not followed exactly
 KEPT_OF_A_KIND = 3
 KEPT_WITH_COPIES = 6  # copies between backends take some more layers until the peak is reached
@@ -38,10 +36,6 @@ KEPT_WITH_COPIES = 6  # copies between backends take some more layers until the 
 EACH_LAYER_COUNTS = frozenset({"gemma3n"})
 PIPELINE_COPIES = 4  # ggml-backend.cpp GGML_SCHED_MAX_COPIES
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # llama.h llama_pooling_type
-
-# What a process takes on each CUDA device beside its buffers: context, kernels, cuBLAS workspace.
-# Measured by others, not computed: it depends on the GPU, the driver and the number of kernels.
-CUDA_CONTEXT_BYTES = 400 * MIB
 
 # ggml's types that a KV cache may have: bytes of a block, elements of a block.
 CACHE_TYPES = {
@@ -108,7 +102,11 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What one device holds, in bytes. `kv_bytes`: attention cache and recurrent state."""
+    """What one device holds, in bytes. `kv_bytes`: attention cache and recurrent state.
+
+    `approximate`: the graph is not one that is followed and was measured, for its architecture or
+    for tensors that this model lacks.
+    """
 
     device: str
     weights_bytes: int
@@ -408,8 +406,8 @@ def _pipeline(config: RunConfig, place: Placement) -> bool:
 
 def _compute(
     shape: ModelShape, config: RunConfig, context: Context, place: Placement, flash: Flash
-) -> list[int]:
-    """Compute buffers of the devices, main memory last."""
+) -> tuple[list[int], bool]:
+    """Compute buffers of the devices, main memory last; whether the graph was followed."""
     plan = _graph_config(shape, config, context, place, flash)
     try:
         stays = (
@@ -418,7 +416,7 @@ def _compute(
             or _flash_stays(shape, config, plan)
         )
     except UnknownGraphError:
-        return _bound(shape, config, context, place)
+        return _bound(shape, config, context, place), False
     if not stays:
         if config.cache_type_v in QUANTISED_CACHES:
             raise MemoryModelError(
@@ -434,10 +432,10 @@ def _compute(
     try:
         sizes = compute_buffers(build_graph(shape, plan), backends)
     except UnknownGraphError:
-        return _bound(shape, config, context, place)
+        return _bound(shape, config, context, place), False
     if shape.architecture not in EXACT:
         sizes = [int(size * MARGIN) for size in sizes]
-    return sizes
+    return sizes, True
 
 
 def _bound(shape: ModelShape, config: RunConfig, context: Context, place: Placement) -> list[int]:
@@ -528,54 +526,36 @@ def _caches(
     return caches
 
 
-def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
-    """What each device holds, in the order of the devices, "Host" last.
+def stored(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
+    """Weights and caches alone: as `memory` without compute buffers, at a small part of its time.
 
-    Raises MemoryModelError for what llama-server would refuse.
+    Raises MemoryModelError.
     """
     _check(config)
     place = placement(shape, config)
-    context = context_of(shape, config)
-    flash = _flash(config)
     weights = _weights(shape, config, place)
-    caches = _caches(shape, config, context, place, flash)
-    compute = _compute(shape, config, context, place, flash)
+    caches = _caches(shape, config, context_of(shape, config), place, _flash(config))
     return [
         DeviceMemory(
             name,
             weights[index],
             caches[index],
-            compute[index],
+            compute_bytes=0,
             approximate=shape.architecture not in EXACT,
         )
         for index, name in enumerate((*place.devices, HOST))
     ]
 
 
-def projector_bytes(header: GgufHeader) -> int:
-    """What a vision or audio projector (mmproj) takes on the first GPU, estimated.
+def memory(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
+    """What each device holds, in the order of the devices, "Host" last.
 
-    Its weights, and room to encode: llama-server asks libmtmd for the worst case and adds it to the
-    margin of that device (server-context.cpp); it is not in `fit_memory_breakdown`.
+    Raises MemoryModelError for what llama-server would refuse.
     """
-    weights = sum(_tensor_bytes(tensor) for tensor in header.tensors)
-    width = _number(header, "clip.vision.embedding_length", 1024)
-    hidden = _number(header, "clip.vision.feed_forward_length", 4 * width)
-    image = _number(header, "clip.vision.image_size", 448)
-    patch = max(_number(header, "clip.vision.patch_size", 14), 1)
-    patches = max((image // patch) ** 2, PROJECTOR_PATCHES)
-    return weights + patches * 4 * (6 * width + 2 * hidden)
-
-
-def lora_bytes(header: GgufHeader) -> int:
-    """What a LoRA adapter takes: each of its tensors lies where the matrix it changes lies."""
-    return sum(_tensor_bytes(tensor) for tensor in header.tensors)
-
-
-def _tensor_bytes(tensor: GgufTensor) -> int:
-    return TensorShape(tensor.shape, tensor.type, tensor.size_bytes).cuda_bytes
-
-
-def _number(header: GgufHeader, key: str, default: int) -> int:
-    value = header.metadata.get(key, default)
-    return int(value) if isinstance(value, int | float) else default
+    rows = stored(shape, config)
+    place = placement(shape, config)
+    sizes, followed = _compute(shape, config, context_of(shape, config), place, _flash(config))
+    return [
+        replace(row, compute_bytes=size, approximate=row.approximate or not followed)
+        for row, size in zip(rows, sizes, strict=True)
+    ]

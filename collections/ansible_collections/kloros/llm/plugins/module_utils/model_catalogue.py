@@ -41,12 +41,12 @@ from .model_placement import (
 )
 from .model_source import check_file_name, parse_source, shard_of
 from .model_store import (
+    AnswerError,
     FetchRequest,
     FetchSettings,
     ModelStore,
     NewestFile,
     Outcome,
-    StoreError,
     clear_dropped,
     now_text,
 )
@@ -57,6 +57,7 @@ from .model_upkeep import (
     Verified,
     freed_bytes,
     is_busy,
+    is_needed,
     left_behind,
     mark,
     no_longer_belonging,
@@ -75,6 +76,7 @@ from .model_versions import (
     Model,
     Stored,
     Survey,
+    UnknownNameError,
     Version,
     ids_of,
     pick,
@@ -91,6 +93,8 @@ from .store_files import (
     write_json,
 )
 
+_OF_THE_INVENTORY = "comes from the inventory (gguf_models)"
+
 __all__ = [
     "Activation",
     "Alias",
@@ -103,6 +107,7 @@ __all__ = [
     "Model",
     "Removal",
     "Switch",
+    "UnknownNameError",
     "Updated",
     "Verified",
     "Version",
@@ -209,6 +214,8 @@ class Catalogue:
         with self._changing() as (stored, survey):
             if any(alias in (model.name, model.file) for model in survey.models.values()):
                 raise CatalogueError(f"'{alias}' is a model's own name; choose another alias")
+            if survey.alias(alias) and alias not in stored.aliases:
+                raise CatalogueError(f"'{alias}' {_OF_THE_INVENTORY}; change it there")
             model, via, wanted = survey.owner(target)
             version = pick(model, wanted).id if wanted else (via.version if via else None)
             before = stored.aliases.get(alias)
@@ -232,11 +239,9 @@ class Catalogue:
             shown = survey.alias(alias)
             if shown is None:
                 known = ", ".join(one.alias for one in survey.aliases) or "none"
-                raise CatalogueError(f"'{alias}' is no alias; there are {known}")
+                raise UnknownNameError(f"'{alias}' is no alias; there are {known}")
             if alias not in stored.aliases:
-                raise CatalogueError(
-                    f"'{alias}' comes from the inventory (gguf_models); remove it there"
-                )
+                raise CatalogueError(f"'{alias}' {_OF_THE_INVENTORY}; remove it there")
             del stored.aliases[alias]
             return shown
 
@@ -261,10 +266,10 @@ class Catalogue:
         if alias and alias.version:
             target = model.version(alias.previous)
             if target is None:
-                raise CatalogueError(f"alias {alias.alias} has no earlier version to go back to")
+                raise UnknownNameError(f"alias {alias.alias} has no earlier version to go back to")
             return self._switch_alias(alias, model, target)
         if model.previous is None:
-            raise CatalogueError(
+            raise UnknownNameError(
                 f"{model.name} has no earlier version to go back to; kept are "
                 f"{ids_of(model.versions)}"
             )
@@ -292,7 +297,7 @@ class Catalogue:
             with self._changing() as (stored, _):
                 entry = stored.entries[model.file]
                 if back:
-                    entry.history = _until(entry.history, version)
+                    entry.roll_back(version)
                 elif changed and before != version:
                     # Its own record tells when its bytes were read, not that it is in force now.
                     entry.history[-1] = Activation(version, now_text())
@@ -342,10 +347,10 @@ class Catalogue:
     ) -> Updated:
         record = read_record(model.path)
         if record is None:
-            raise CatalogueError(f"no version of {model.name} is in force; fetch the model")
+            raise UnknownNameError(f"no version of {model.name} is in force; fetch the model")
         check = store.check_update(record, settings)
         if check.available is None and not check.newest:
-            raise StoreError(f"model {model.name}: {check.detail}")
+            raise AnswerError(f"model {model.name}: {check.detail}")
         if not check.available:
             return Updated(model.name, False, record.version or "", check.detail)
         version = _kept_already(model, record, check.newest)
@@ -400,16 +405,24 @@ class Catalogue:
     # Removing
 
     def remove(self, name: str, *, dry_run: bool = False) -> Removal:
-        """Remove a model with all its versions, and the aliases that were set here for it.
+        """Remove a model with all its versions and aliases; or the version of NAME@VERSION.
 
-        Raises InUseError where something uses one of its files.
+        Raises InUseError where something uses what would go, CatalogueError for an alias: a whole
+        model does not go by a name that was only lent to it.
         """
         try:
-            model, _, _ = self._survey().owner(name)
-        except CatalogueError:
+            model, alias, version = self._survey().owner(name)
+        except UnknownNameError:
             if "/" in name or not (self.directory / name).is_file():
                 raise
             return self.remove_files(name, dry_run=dry_run)
+        if version:
+            return self.remove_version(model.name, version, dry_run=dry_run)
+        if alias:
+            raise CatalogueError(
+                f"'{name}' is an alias of {model.name}: remove the model by its own name, or the "
+                f"alias alone (modelctl alias --remove {name})"
+            )
         return self.remove_files(model.file, dry_run=dry_run)
 
     def remove_files(
@@ -489,7 +502,7 @@ class Catalogue:
         pins = [one.alias for one in survey.aliases if one.version == target.id]
         if target.id == model.active or pins:
             why = f"alias {', '.join(pins)} points at it" if pins else "it is in force"
-            raise CatalogueError(f"version {target.id} of {model.name} stays: {why}")
+            raise InUseError(f"version {target.id} of {model.name} stays: {why}")
         users = self._users.of(target.paths)
         if users:
             raise InUseError(
@@ -540,29 +553,30 @@ class Catalogue:
     def gc(self, older_than_days: float = 7.0, *, dry_run: bool = False) -> Garbage:
         """Remove versions that nobody needs, and what interrupted work left behind long ago.
 
-        A version is needed that is in force or was before that, that an alias points at, or that
-        something uses. While a model is being fetched, nothing is taken for left behind.
+        See `is_needed` for the versions that stay; those that something uses do as well. While a
+        model is being fetched, nothing is taken for left behind.
         """
-        items = self._unneeded(dry_run=dry_run)
+        before = time.time() - older_than_days * 86400
+        items = self._unneeded(before, dry_run=dry_run)
         if not is_busy(self.directory):
             if not dry_run:
                 for path in self.directory.glob("*.staged"):
                     self._finish(path.name.removesuffix(".staged"))
-            items += self._left_behind(time.time() - older_than_days * 86400, dry_run=dry_run)
+            items += self._left_behind(before, dry_run=dry_run)
         return Garbage(tuple(items), sum(item.freed_bytes for item in items))
 
-    def _unneeded(self, *, dry_run: bool) -> list[GarbageItem]:
+    def _unneeded(self, before: float, *, dry_run: bool) -> list[GarbageItem]:
         survey = self._survey()
         pinned = {version for one in survey.aliases for version in (one.version, one.previous)}
         items = []
         for model in survey.models.values():
             for version in model.versions:
                 inside = version.directory != self.directory
-                if not inside or version.id in {model.active, model.previous, *pinned}:
+                if not inside or version.id in pinned or is_needed(model, version, before):
                     continue
                 if self._users.of(version.paths):
                     continue
-                why = "damaged" if version.damaged else "neither in force nor the one before"
+                why = "damaged" if version.damaged else "no longer needed"
                 freed = freed_bytes(version_files(version, model.file))
                 items.append(
                     GarbageItem(version.directory, f"version of {model.name}: {why}", freed)
@@ -634,14 +648,6 @@ def _kept_already(model: Model, record: Record, newest: Sequence[NewestFile]) ->
     ]
     version = model.version(replace(record, files=tuple(files)).version)
     return version.id if version and not version.damaged else None
-
-
-def _until(history: list[Activation], version: str) -> list[Activation]:
-    """The history as it was when `version` was in force before; the last entry is itself."""
-    for index in range(len(history) - 2, -1, -1):
-        if history[index].version == version:
-            return history[: index + 1]
-    return history
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .compute_graph import (
     Graph,
+    GraphTooLargeError,
     Tensor,
     columns,
     concat,
@@ -92,13 +93,17 @@ KNOWN: dict[str, Traits] = {
 def build_graph(shape: ModelShape, config: GraphConfig) -> Graph:
     """The graph that llama_context reserves for a full micro-batch.
 
-    Raises UnknownGraphError if the model lacks a tensor that its architecture has.
+    Raises UnknownGraphError if the model lacks a tensor that its architecture has, or if its sizes
+    contradict each other: a header can say anything.
     """
     parts = StateParts(shape, config)
     build = FAMILIES.get(shape.architecture)
-    if build is not None:
-        return build(parts)
-    return _transformer(parts, KNOWN.get(shape.architecture) or _guess(shape))
+    try:
+        if build is not None:
+            return build(parts)
+        return _transformer(parts, KNOWN.get(shape.architecture) or _guess(shape))
+    except (ZeroDivisionError, IndexError, GraphTooLargeError) as error:
+        raise UnknownGraphError(f"the sizes of this {shape.architecture} cannot be") from error
 
 
 # What a transformer's layer may consist of, by the beginnings of the tensors' names.

@@ -43,7 +43,7 @@ QUANTISED_CACHES = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 
 
 class UnknownGraphError(LookupError):
-    """The model lacks a tensor that the graph of its architecture needs."""
+    """The model lacks what the graph of its architecture needs."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from .gguf_header import GgufHeader, GgufTensor, Scalar, SkippedArray, Value
@@ -127,6 +128,46 @@ SLIDING = {
 EXAONE4_SLIDING_LAYERS = 64  # only the 32B, known by its layers, has a window
 GEMMA3N_LAYERS_WITH_KV = 20
 
+# llama-hparams.h: LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS; its numbers are uint32_t.
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
+MAX_NUMBER = 2**32 - 1
+
+# What the memory model reads by name: sizes, and values of which it asks whether they are set.
+SIZES = (
+    "attention.indexer.key_length",
+    "attention.key_length_mla",
+    "attention.kv_lora_rank",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    "kda.head_dim",
+    "moe_every_n_layers",
+    "pooling_type",
+    "rope.dimension_count",
+    "shortconv.l_cache",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
+    "token_shift_count",
+    "wkv.head_size",
+)
+SWITCHES = (
+    "attention.causal",
+    "attention.layer_norm_rms_epsilon",
+    "embedding_scale",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "logit_scale",
+    "residual_scale",
+    "rope.scaling.finetuned",
+    "ssm.dt_b_c_rms",
+)
+SECTIONS = "rope.dimension_sections"
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BLOCK = re.compile(r"^(?:blk|dec\.blk|enc\.blk)\.(\d+)\.(.+)$")
 _EXPERTS = re.compile(r"^ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\b")
 
@@ -145,7 +186,7 @@ _ON_EVERY_DEVICE = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_s
 
 
 class ModelShapeError(ValueError):
-    """The header lacks what every language model's header has."""
+    """The header lacks what every language model's has, or says what no llama.cpp could load."""
 
 
 def _pad(size: int, alignment: int) -> int:
@@ -267,9 +308,9 @@ class LayerShape:
 class ModelShape:
     """A model as the memory model sees it.
 
-    `parameters`: the header's entries of the architecture, without its name ("ssm.inner_size").
-    `layers` counts all of `block_count`, next-token layers (MTP) last. `tensors`: those that belong
-    to no layer. `sliding_window`: tokens, 0 if no layer slides.
+    `parameters`: SIZES, SWITCHES and SECTIONS, as far as the header has them. `layers`: all of
+    `block_count`, next-token layers (MTP) last. `tensors`: those that belong to no layer.
+    `sliding_window`: tokens, 0 if no layer slides.
     """
 
     architecture: str
@@ -349,13 +390,12 @@ class ModelShape:
         return self.tensors.get("token_embd.weight")
 
     def parameter(self, name: str, default: int = 0) -> int:
-        """A whole number of the architecture; of an array the largest."""
+        """One of SIZES."""
         value = self.parameters.get(name, default)
-        if isinstance(value, list):
-            return max((int(entry) for entry in value), default=default)
-        return int(value)
+        return value if isinstance(value, int) else default
 
     def flag(self, name: str, default: bool) -> bool:
+        """One of SWITCHES: whether it is there, and neither false nor 0."""
         return bool(self.parameters.get(name, default))
 
     def to_data(self) -> dict[str, Any]:
@@ -433,42 +473,84 @@ class _Metadata:
 
     def __init__(self, metadata: Mapping[str, Value]) -> None:
         architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not architecture:
+        if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
             raise ModelShapeError(
                 "the header has no general.architecture: it is no model that llama.cpp loads"
             )
         self.architecture = architecture
         self.metadata = metadata
-        prefix = f"{architecture}."
-        self.parameters: dict[str, Scalar | list[Scalar]] = {
-            key[len(prefix) :]: value
-            for key, value in metadata.items()
-            if key.startswith(prefix) and not isinstance(value, SkippedArray)
-        }
+
+    def has(self, name: str) -> bool:
+        return f"{self.architecture}.{name}" in self.metadata
+
+    def value(self, name: str) -> Value | None:
+        return self.metadata.get(f"{self.architecture}.{name}")
 
     def whole(self, name: str, default: int | None = None) -> int:
-        value = self.parameters.get(name, default)
+        """A number; of an array the first."""
+        value = self.value(name)
         if isinstance(value, list):
-            value = value[0] if value else default
-        if isinstance(value, str) or value is None:
+            value = value[0] if value else None
+        if value is None:
+            value = default
+        if value is None:
             raise ModelShapeError(
                 f"the header has no number {self.architecture}.{name}: "
                 "the file is not a language model, or it is damaged"
             )
-        return int(value)
+        return self._checked(name, value)
 
-    def each(self, name: str, layers: int, default: int) -> list[int]:
+    def least_one(self, name: str, default: int | None = None) -> int:
+        """A number that cannot be 0."""
+        number = self.whole(name, default)
+        if not number:
+            raise self._refused(name, number)
+        return number
+
+    def each(self, name: str, layers: int, default: int = 0) -> list[int]:
         """One number a layer; a single one counts for all."""
-        value = self.parameters.get(name, default)
-        if isinstance(value, str):
-            raise ModelShapeError(f"{self.architecture}.{name} is a text, a number was expected")
+        value = self.value(name)
         if not isinstance(value, list):
-            return [int(value)] * layers
+            return [self._checked(name, default if value is None else value)] * layers
         if len(value) < layers:
             raise ModelShapeError(
                 f"{self.architecture}.{name} has {len(value)} entries for {layers} layers"
             )
-        return [int(entry) for entry in value[:layers]]
+        return [self._checked(name, entry) for entry in value[:layers]]
+
+    def largest(self, name: str) -> int:
+        """A number; of an array the largest."""
+        value = self.value(name)
+        if isinstance(value, list):
+            return max((self._checked(name, entry) for entry in value), default=0)
+        return self.whole(name)
+
+    def _checked(self, name: str, value: Value) -> int:
+        if not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+            raise self._refused(name, value)
+        return int(value)
+
+    def _refused(self, name: str, value: Value) -> ModelShapeError:
+        what = "a text" if isinstance(value, str) else str(value)
+        if isinstance(value, SkippedArray):
+            what = f"an array of {value.length} elements"
+        return ModelShapeError(
+            f"{self.architecture}.{name} is {what}; llama.cpp loads no model with that"
+        )
+
+
+def _parameters(meta: _Metadata) -> dict[str, Scalar | list[Scalar]]:
+    found: dict[str, Scalar | list[Scalar]] = {
+        name: meta.largest(name) for name in SIZES if meta.has(name)
+    }
+    for name in SWITCHES:
+        value = meta.value(name)
+        if isinstance(value, int | float) and isfinite(value):
+            found[name] = value
+    sections = meta.value(SECTIONS)
+    if isinstance(sections, list):
+        found[SECTIONS] = [bool(section) for section in sections[:4]]
+    return found
 
 
 def _sliding_layers(meta: _Metadata, layers: int) -> tuple[int, list[bool]]:
@@ -476,7 +558,7 @@ def _sliding_layers(meta: _Metadata, layers: int) -> tuple[int, list[bool]]:
     none = 0, [False] * layers
     if meta.architecture in {"lfm2", "lfm2moe"}:
         window = meta.whole("attention.sliding_window", 0)
-        kv_heads = meta.each("attention.head_count_kv", layers, 0)
+        kv_heads = meta.each("attention.head_count_kv", layers)
         return (window, [heads > 0 for heads in kv_heads]) if window else none
     rule = SLIDING.get(meta.architecture)
     if meta.architecture == "exaone4" and layers == EXAONE4_SLIDING_LAYERS:
@@ -488,11 +570,12 @@ def _sliding_layers(meta: _Metadata, layers: int) -> tuple[int, list[bool]]:
         window = {"llama4": 8192, "smallthinker": 4096}[meta.architecture]
     if not window:
         return none
-    pattern = meta.parameters.get("attention.sliding_window_pattern", rule.period)
+    name = "attention.sliding_window_pattern"
+    pattern = meta.value(name)
     if isinstance(pattern, list):
         each = [bool(entry) for entry in pattern[:layers]]
         return window, each + [False] * (layers - len(each))
-    period = int(pattern)
+    period = meta.whole(name, rule.period)
     full = 0 if rule.full_first else period - 1
     return window, [period == 0 or index % period != full for index in range(layers)]
 
@@ -504,12 +587,12 @@ def _recurrent_layers(meta: _Metadata, layers: int, kv_heads: list[int]) -> list
     if name in RECURRENT_WITHOUT_KV_HEADS:
         return [heads == 0 for heads in kv_heads]
     if name in NEMOTRON_H:
-        feed_forward = meta.each("feed_forward_length", layers, 0)
+        feed_forward = meta.each("feed_forward_length", layers)
         return [heads == 0 and ff == 0 for heads, ff in zip(kv_heads, feed_forward, strict=True)]
     if name in ATTENTION_INTERVAL:
-        if "attention.recurrent_layers" in meta.parameters:
-            return [bool(entry) for entry in meta.each("attention.recurrent_layers", layers, 0)]
-        interval = meta.whole("full_attention_interval", ATTENTION_INTERVAL[name])
+        if meta.has("attention.recurrent_layers"):
+            return [bool(entry) for entry in meta.each("attention.recurrent_layers", layers)]
+        interval = meta.least_one("full_attention_interval", ATTENTION_INTERVAL[name])
         return [(index + 1) % interval != 0 for index in range(layers)]
     return [False] * layers
 
@@ -520,7 +603,7 @@ def _cached_layers(meta: _Metadata, layers: int, recurrent: list[bool], nextn: i
         return [False] * layers
     cached = [True] * layers
     if name in NEMOTRON_H:
-        feed_forward = meta.each("feed_forward_length", layers, 0)
+        feed_forward = meta.each("feed_forward_length", layers)
         cached = [not r and ff == 0 for r, ff in zip(recurrent, feed_forward, strict=True)]
     elif name != "falcon-h1":
         cached = [not entry for entry in recurrent]
@@ -566,28 +649,41 @@ def _vocabulary(meta: _Metadata, tensors: Tensors) -> int:
 def shape_of(header: GgufHeader) -> ModelShape:
     """The shape of a model; for a split model, of its merged header.
 
-    Raises ModelShapeError if the header lacks an architecture, its number of layers or its width.
+    What a plan costs is bounded by MAX_LAYERS, MAX_EXPERTS and MAX_NUMBER, whatever a header says.
+
+    Raises ModelShapeError if the header lacks an architecture, its number of layers or its width,
+    or where one of its numbers is beyond what llama.cpp can hold.
     """
     meta = _Metadata(header.metadata)
-    layers = meta.whole("block_count")
-    if not 0 < layers <= 4096:
-        raise ModelShapeError(f"{meta.architecture}.block_count is {layers}")
-    embedding_length = meta.whole("embedding_length")
-    nextn = min(meta.whole("nextn_predict_layers", 0), layers)
-    heads = meta.each("attention.head_count", layers, 0)
-    kv_heads = (
-        meta.each("attention.head_count_kv", layers, 0)
-        if "attention.head_count_kv" in meta.parameters
-        else heads
-    )
+    layers = meta.least_one("block_count")
+    if layers > MAX_LAYERS:
+        raise ModelShapeError(
+            f"{meta.architecture}.block_count is {layers}; llama.cpp takes at most {MAX_LAYERS}"
+        )
+    embedding_length = meta.least_one("embedding_length")
+    nextn = meta.whole("nextn_predict_layers", 0)
+    if nextn >= layers:
+        raise ModelShapeError(
+            f"{meta.architecture}.nextn_predict_layers is {nextn} of {layers} layers: "
+            "none is left to pass"
+        )
+    heads = meta.each("attention.head_count", layers)
+    kv_heads = heads
+    if meta.has("attention.head_count_kv"):
+        kv_heads = meta.each("attention.head_count_kv", layers)
     window, sliding = _sliding_layers(meta, layers)
     recurrent = _recurrent_layers(meta, layers, kv_heads)
     cached = _cached_layers(meta, layers, recurrent, nextn)
     key_length, value_length = _head_lengths(meta, embedding_length, heads)
     mla = bool(meta.whole("attention.key_length_mla", 0))
-    feed_forward = meta.each("feed_forward_length", layers, 0)
-    experts_used = meta.each("expert_used_count", layers, 0)
-    expert_feed_forward = meta.each("expert_feed_forward_length", layers, 0)
+    feed_forward = meta.each("feed_forward_length", layers)
+    experts_used = meta.each("expert_used_count", layers)
+    if max(experts_used) > MAX_EXPERTS:
+        raise ModelShapeError(
+            f"{meta.architecture}.expert_used_count is {max(experts_used)}; llama.cpp takes at "
+            f"most {MAX_EXPERTS}"
+        )
+    expert_feed_forward = meta.each("expert_feed_forward_length", layers)
 
     of_layer: list[dict[str, TensorShape]] = [{} for _ in range(layers)]
     of_model: dict[str, TensorShape] = {}
@@ -628,11 +724,7 @@ def shape_of(header: GgufHeader) -> ModelShape:
         vocabulary=_vocabulary(meta, of_model),
         embedding_length=embedding_length,
         sliding_window=window,
-        parameters={
-            key: value
-            for key, value in meta.parameters.items()
-            if not (isinstance(value, list) and len(value) > layers)
-        },
+        parameters=_parameters(meta),
         layers=tuple(layer(index) for index in range(layers)),
         tensors=of_model,
     )

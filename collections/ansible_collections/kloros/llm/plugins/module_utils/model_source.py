@@ -160,6 +160,25 @@ def offline_places(source: Source, file: str | None, folder: Path | str | None) 
     return [Path(folder) / name for name in dict.fromkeys(names) if name]
 
 
+def file_at_hand(
+    source: Source, file: str | None, offline_dir: Path | str | None, *, offline: bool
+) -> Path | None:
+    """The local file that is, or stands for, a source; None where its server is to be asked.
+
+    Raises SourceError where there is none and `offline` forbids to ask.
+    """
+    places = offline_places(source, file, offline_dir)
+    for place in places:
+        if place.is_file():
+            return place
+    if source.kind == "file":
+        return Path(source.location)
+    if offline:
+        where = " or ".join(map(str, places)) or "a folder that 'offline_dir' names"
+        raise SourceError(f"{source} is not on the host, and 'offline' is set; put it at {where}")
+    return None
+
+
 def check_endpoint(endpoint: str) -> str:
     """The base URL of a Hub or mirror without its trailing slash. Raises SourceError."""
     parts = urlsplit(endpoint)

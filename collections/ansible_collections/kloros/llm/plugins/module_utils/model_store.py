@@ -68,6 +68,14 @@ class StoreError(Exception):
     """The model is not in place; the message says what was found and what to do."""
 
 
+class ContentError(StoreError):
+    """What the source has is not what it should be: another digest, or no GGUF file."""
+
+
+class AnswerError(StoreError):
+    """The source gives no answer that can be used, or contradicts itself."""
+
+
 def _may_always_link(_: os.stat_result) -> bool:
     return True
 
@@ -432,13 +440,13 @@ class ModelStore:
         response = self._ask_head(url, _token(request, wanted))
         hub = response.hub
         if pin and hub.commit and hub.commit != pin:
-            raise StoreError(
+            raise AnswerError(
                 f"{display_url(url)}: asked for commit {pin}, the Hub answers with {hub.commit}; "
                 "the Hub or mirror contradicts itself: try again later or use another endpoint"
             )
         size_bytes = response.total_size if hub.size_bytes is None else hub.size_bytes
         if wanted.sha256 and hub.sha256 and wanted.sha256 != hub.sha256:
-            raise StoreError(
+            raise ContentError(
                 f"{display_url(url)}: the Hub states sha256 {hub.sha256}, the wish says "
                 f"{wanted.sha256}; correct the wish's sha256, or pin the revision it belongs to"
             )
@@ -746,7 +754,7 @@ def _prove(
         if digest == version.sha256:
             return
         drop_part(download)
-        raise StoreError(
+        raise ContentError(
             f"model {request.name}: what came from {wanted.source} has sha256 {digest}, needed is "
             f"{version.sha256}; it was removed and {path} is as it was. Try again; if it "
             "stays so, the source or the expected sha256 is wrong"
@@ -756,7 +764,7 @@ def _prove(
         start = file.read(len(GGUF_MAGIC))
     if wanted.file.endswith(".gguf") and start != GGUF_MAGIC:
         drop_part(download)
-        raise StoreError(
+        raise ContentError(
             f"model {request.name}: what came from {wanted.source} is no GGUF file (it starts "
             f"with {start!r}); give the address of the file itself, not of a page about it"
         )
@@ -822,7 +830,7 @@ def _told_plainly(request: FetchRequest) -> Iterator[None]:
     try:
         yield
     except TransferError as error:
-        raise StoreError(f"model {request.name}: {error}") from error
+        raise AnswerError(f"model {request.name}: {error}") from error
     except OSError as error:
         if error.errno not in _DISK_FULL:
             where = error.filename or request.directory

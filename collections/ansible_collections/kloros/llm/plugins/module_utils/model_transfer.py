@@ -1,11 +1,13 @@
 """One download into a part file, over as many connections as it takes.
 
-The part is made in its whole size at once. The bytes that are missing are handed out in chunks,
-in the file's order, to threads that keep one connection each; whoever finds nothing left takes
-over half of what another has still to get. Meanwhile one thread hashes what is there without a
-gap, reading it from the page cache, and one syncs the part and keeps the journal beside it
-(transfer_journal), which an interrupted download goes on from. Its bytes are read again for the
-hash, since hashlib cannot store a hash that is half done.
+The part is made in its whole size at once. One connection begins. It stays alone while it is fast
+by itself, or while bytes wait for this machine and not the other way round: more would only wait
+for each other, since the kernel lets one at a time write to a file. Otherwise the bytes that are
+missing are handed out in chunks, in the file's order, to threads that keep one connection each;
+whoever finds nothing left takes over half of what another has still to get. Meanwhile one thread
+hashes what is there without a gap, reading it from the page cache, and one syncs the part and
+keeps the journal beside it (transfer_journal), which an interrupted download goes on from. Its
+bytes are read again for the hash, since hashlib cannot store a hash that is half done.
 
 A server that does not answer ranges is read in one go. Memory: one buffer a thread.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +36,11 @@ _BUFFER_BYTES = 1 << 20
 _HASH_BUFFER_BYTES = 1 << 20
 _CHECKPOINT_S = 0.5
 _WATCH_S = 0.2
+# When a connection is to stay alone: it brings so much, which is about what can be hashed without
+# SHA instructions; or so much lies ready at each read that this machine is what is slow.
+_FAST_BYTES_PER_S = 250_000_000
+_READY_BYTES = _BUFFER_BYTES // 8
+_TRIAL_S = 0.03
 # Less than this to hash at the end is over before anybody could read about it.
 _WORTH_TELLING_BYTES = 256 << 20
 # From the second on over one connection: a server may serve different versions to different ones.
@@ -185,6 +193,39 @@ class _Address:
         return response
 
 
+class _Lone:
+    """Whether the first connection is to stay alone; judged from time to time by its reads.
+
+    It counts them, and only what it counts while it is alone matters.
+    """
+
+    def __init__(self) -> None:
+        self.begun_reads = 0
+        self.done_reads = 0
+        self.came_bytes = 0
+        self._judged: tuple[float, int, int] | None = None
+        self._judged_for_s = _TRIAL_S
+
+    def start(self) -> None:
+        """Its first bytes are coming, and the server answers ranges: others could join it."""
+        self._judged = (time.monotonic(), 0, 0)
+
+    def needs_company(self) -> bool:
+        """Whether others are to join it: it is slow, and it waits for the bytes."""
+        if self._judged is None:
+            return False
+        began, done_reads, came_bytes = self._judged
+        now = time.monotonic()
+        if now - began < self._judged_for_s:
+            return False
+        self._judged = (now, self.done_reads, self.came_bytes)
+        self._judged_for_s = _WATCH_S
+        # The read that is under way counts: it may wait for long.
+        ready_bytes = (self.begun_reads - done_reads) * _READY_BYTES
+        fast_bytes = (now - began) * _FAST_BYTES_PER_S
+        return self.came_bytes - came_bytes < min(ready_bytes, fast_bytes)
+
+
 class _Attempt:
     """The transfer from what the part holds now to its end."""
 
@@ -205,19 +246,14 @@ class _Attempt:
         if download.size_bytes is None:
             self._connections = 1
         chunk_bytes = first_chunk_bytes(missing_bytes, self._connections)
-        self._work = Work(
-            size_bytes,
-            present,
-            self._connections,
-            chunk_bytes,
-            self._connections * chunk_bytes * 3 // 4,
-        )
+        self._work = Work(size_bytes, present, self._connections * chunk_bytes * 3 // 4)
         self._address = _Address(download.url, download.token)
         self._agreeing = threading.Lock()
         self._journalling = threading.Lock()
         self._sync_failure: OSError | None = None
         self._is_too_big = False
         self._server_agreed = False
+        self._lone = _Lone()
         self._open: list[Connection] = []
         self._workers: list[threading.Thread] = []
         self._digest = hashlib.sha256()
@@ -236,6 +272,12 @@ class _Attempt:
                 ) as response:
                     self._check_announced_size(response)
             self._run_threads(file)
+            if not file.is_in_place():
+                drop_part(self._download)
+                raise TransferError(
+                    f"{file.path} was removed or replaced during the download; leave it alone and "
+                    "try again"
+                )
         return Received(self._digest.hexdigest(), self._work.fetched_bytes, self._resumed_bytes)
 
     def _opened_part(self) -> PartFile:
@@ -268,15 +310,13 @@ class _Attempt:
             for thread in (*reversed(helpers), hasher):
                 thread.start()
             self._start_worker(file)
-            while not work.over.wait(_WATCH_S):
-                self._progress.update(work.done_bytes)
+            self._watch(file)
         except BaseException as error:
             work.fail(error)
             raise
         finally:
-            # The list may still grow, but only before its first thread ends.
+            self._end_connections()
             for worker in self._workers:
-                self._end_connections()
                 worker.join()
             for helper in helpers:
                 if helper.ident:
@@ -284,6 +324,18 @@ class _Attempt:
             self._finish(file, hasher)
         if work.failure is not None:
             raise work.failure
+
+    def _watch(self, file: PartFile) -> None:
+        """Tell of the progress until the end, and have others join a connection that is slow."""
+        work = self._work
+        is_alone = self._connections > 1
+        while not work.over.wait(_TRIAL_S / 3 if is_alone else _WATCH_S):
+            self._progress.update(work.done_bytes)
+            if is_alone and self._lone.needs_company():
+                is_alone = False
+                work.share_among(self._connections)
+                for _ in range(self._connections - 1):
+                    self._start_worker(file)
 
     def _finish(self, file: PartFile, hasher: threading.Thread) -> None:
         if self._work.failure is None:
@@ -420,7 +472,8 @@ class _Attempt:
     def _ask(self, connection: Connection, span: Span) -> Response:
         headers: dict[str, str] = {}
         whole = self._download.size_bytes if self._download.size_bytes is not None else UNKNOWN_SIZE
-        if (span.at, span.stop) != (0, whole):
+        # Several connections need a server that answers ranges: ask at once whether it does.
+        if (span.at, span.stop) != (0, whole) or self._connections > 1:
             last = "" if span.stop >= whole else str(span.stop - 1)
             headers["Range"] = f"bytes={span.at}-{last}"
             # A stated sha256 says more: servers of one file may differ in their ETags.
@@ -459,8 +512,7 @@ class _Attempt:
                 self._version = version
                 self._checkpoint(file)
                 if response.status == 206:
-                    for _ in range(self._connections - 1):
-                        self._start_worker(file)
+                    self._lone.start()
 
     def _agree_on_range(
         self, response: Response, span: Span, version: Version, first: bool
@@ -495,7 +547,10 @@ class _Attempt:
     ) -> None:
         received = 0
         while not self._work.is_fetched(span) and not self._work.over.is_set():
+            self._lone.begun_reads += 1
             count = response.read_into(buffer)
+            self._lone.done_reads += 1
+            self._lone.came_bytes += count
             if not count:
                 self._look_why_it_ended(response, span, received)
                 return

@@ -6,6 +6,8 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +118,35 @@ def verdict(model: Model, version: Version, file: FileRecord, proof: Proof | Non
             f"({file.size_bytes} bytes); fetch the model again"
         )
     return Verified(model.name, version.id, path, file.role, state, file.size_bytes, detail)
+
+
+def is_needed(model: Model, version: Version, before: float) -> bool:
+    """Whether a version stays for its own sake.
+
+    It does where it is in force or was before that; where it was rolled back from, and so may be
+    wanted again; where it is the newest, and so may not have been promoted yet; and where it was
+    added, or went out of force, after `before` (Unix seconds). A damaged one is good for nothing.
+    """
+    if version.id in (model.active, model.previous):
+        return True
+    if version.damaged:
+        return False
+    if version.id in (model.versions[0].id, *model.rolled_back):
+        return True
+    ends = (
+        following.at
+        for one, following in pairwise(model.history)
+        if one.version == version.id != following.version
+    )
+    return max(map(_seconds, (version.added_at, *ends))) > before
+
+
+def _seconds(text: str) -> float:
+    """A time of a record, in Unix seconds; 0 for what is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def version_files(version: Version, first: str) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ CONFIG_DIR = Path("/etc/kloros-llm")
 
 # What may stand beside a path in an option's value: `--lora a.gguf,b.gguf:0.5`, `--x="a.gguf"`.
 _BOUNDARY = "[,:=\"']"
+_Finder = Callable[[str], str | None]
 _UNIT = re.compile(r"([^/]+\.service)\s*$", re.MULTILINE)
 
 
@@ -54,15 +55,14 @@ class Users:
     def of(self, paths: Iterable[Path]) -> list[User]:
         """Who uses any of these files, each once; instances first."""
         wanted = list(paths)
-        spellings = sorted({text for path in wanted for text in (str(path), _real(path))})
-        if not spellings:
+        if not wanted:
             return []
-        pattern = _pattern(spellings)
+        mentioned = _finder(wanted)
         found: dict[tuple[str, str, int | None], User] = {}
         for user in (
-            *_instances(self.config_dir, pattern),
-            *_planned(self.config_dir, pattern),
-            *(User("wish", "", path) for path in self.named if pattern.search(path)),
+            *_instances(self.config_dir, mentioned),
+            *_planned(self.config_dir, mentioned),
+            *(User("wish", "", path) for path in self.named if mentioned(path)),
             *_processes(self.proc, wanted),
         ):
             found.setdefault((user.kind, user.name, user.pid), user)
@@ -82,22 +82,30 @@ def describe(users: Sequence[User]) -> str:
     )
 
 
-def _real(path: Path) -> str:
-    return os.path.realpath(path)
+def _finder(paths: Sequence[Path]) -> _Finder:
+    """What tells which of the files a text mentions, as it is spelled there."""
+    real = {os.path.realpath(path) for path in paths}
+    words = "|".join(re.escape(text) for text in sorted({*map(str, paths), *real}))
+    pattern = re.compile(f"(?:^|(?<={_BOUNDARY}))({words})(?=$|{_BOUNDARY})")
+
+    def mentioned(text: str) -> str | None:
+        match = pattern.search(text)
+        if match:
+            return match[1]
+        # Links may lead there.
+        pieces = (piece for piece in re.split(_BOUNDARY, text) if piece.startswith("/"))
+        return next((piece for piece in pieces if os.path.realpath(piece) in real), None)
+
+    return mentioned
 
 
-def _pattern(spellings: Sequence[str]) -> re.Pattern[str]:
-    words = "|".join(re.escape(text) for text in spellings)
-    return re.compile(f"(?:^|(?<={_BOUNDARY}))({words})(?=$|{_BOUNDARY})")
-
-
-def _instances(config_dir: Path, pattern: re.Pattern[str]) -> Iterator[User]:
+def _instances(config_dir: Path, mentioned: _Finder) -> Iterator[User]:
     for path in sorted(config_dir.glob("instances/*.env")):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        match = _first_match(pattern, _values(text))
+        match = _first(mentioned, _values(text))
         if match:
             yield User("instance", path.stem, match)
 
@@ -115,11 +123,11 @@ def _values(env_file: str) -> Iterator[str]:
         yield from split_args(value)
 
 
-def _planned(config_dir: Path, pattern: re.Pattern[str]) -> Iterator[User]:
+def _planned(config_dir: Path, mentioned: _Finder) -> Iterator[User]:
     plan = read_json(config_dir / "plan.json")
     instances = plan.get("instances") if plan else None
     for instance in instances if isinstance(instances, list) else []:
-        match = _first_match(pattern, _strings(instance))
+        match = _first(mentioned, _strings(instance))
         if match:
             name = instance.get("name") if isinstance(instance, dict) else None
             yield User("plan", str(name or json.dumps(instance)[:60]), match)
@@ -137,12 +145,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(one)
 
 
-def _first_match(pattern: re.Pattern[str], texts: Iterable[str]) -> str | None:
-    for text in texts:
-        match = pattern.search(text)
-        if match:
-            return match[1]
-    return None
+def _first(mentioned: _Finder, texts: Iterable[str]) -> str | None:
+    return next((found for text in texts if (found := mentioned(text))), None)
 
 
 def _processes(proc: Path, paths: Sequence[Path]) -> Iterator[User]:

@@ -30,10 +30,14 @@ class CatalogueError(StoreError):
     """What was asked of the catalogue cannot be; the message says why and what would be."""
 
 
-class InUseError(CatalogueError):
-    """Something uses what would go away: `users`."""
+class UnknownNameError(CatalogueError):
+    """There is no model, alias or version of that name."""
 
-    def __init__(self, message: str, users: Sequence[User]) -> None:
+
+class InUseError(CatalogueError):
+    """Something uses what would go away: `users`, or else a name that stands for it."""
+
+    def __init__(self, message: str, users: Sequence[User] = ()) -> None:
         super().__init__(message)
         self.users = list(users)
 
@@ -75,7 +79,8 @@ class Model:
     """A model by its name. `path` is the file that servers open, whatever version is in force.
 
     `versions`: newest first. `history`: oldest first, ending with the one in force; `previous` is
-    the one that a rollback would bring back.
+    the one that a rollback would bring back. `rolled_back`: those that rollbacks have put out of
+    force, until a version comes into force that has never been.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Model:
     active: str | None
     previous: str | None
     history: tuple[Activation, ...]
+    rolled_back: tuple[str, ...]
     aliases: tuple[str, ...]
 
     def version(self, version: str | None) -> Version | None:
@@ -123,6 +129,24 @@ class Entry:
 
     added: dict[str, str] = field(default_factory=dict)
     history: list[Activation] = field(default_factory=list)
+    rolled_back: list[str] = field(default_factory=list)
+
+    def came_into_force(self, version: str, at: str) -> None:
+        """Note it, at the end of the history."""
+        if version in self.rolled_back:
+            self.rolled_back.remove(version)
+        elif all(one.version != version for one in self.history):
+            self.rolled_back.clear()
+        self.history.append(Activation(version, at))
+
+    def roll_back(self, version: str) -> None:
+        """Have the history as it was when `version`, its last entry, was in force before."""
+        for index in range(len(self.history) - 2, -1, -1):
+            if self.history[index].version == version:
+                undone = [one.version for one in self.history[index:] if one.version != version]
+                self.rolled_back = list(dict.fromkeys([*self.rolled_back, *undone]))
+                self.history = self.history[: index + 1]
+                return
 
 
 @dataclass
@@ -143,6 +167,7 @@ class Stored:
                 file: {
                     "added": entry.added,
                     "history": [{"version": one.version, "at": one.at} for one in entry.history],
+                    "rolled_back": entry.rolled_back,
                 }
                 for file, entry in sorted(self.entries.items())
             },
@@ -164,7 +189,8 @@ def stored_from(data: Mapping[str, Any] | None) -> Stored:
             with contextlib.suppress(*unreadable):
                 history = [Activation(str(o["version"]), str(o["at"])) for o in entry["history"]]
                 added = {str(version): str(at) for version, at in entry["added"].items()}
-                stored.entries[check_file_name(file)] = Entry(added, history)
+                rolled_back = [str(version) for version in entry.get("rolled_back", ())]
+                stored.entries[check_file_name(file)] = Entry(added, history, rolled_back)
     with contextlib.suppress(*unreadable):
         for alias, entry in data["aliases"].items():
             with contextlib.suppress(*unreadable):
@@ -231,7 +257,7 @@ class Survey:
         known += [alias.alias for alias in self.aliases]
         close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
-        raise CatalogueError(
+        raise UnknownNameError(
             f"no model is called '{text}'; {hint if known else f'{self._directory} holds none'}"
         )
 
@@ -241,7 +267,7 @@ class Survey:
         named = wanted or (alias.version if alias else None)
         wanted = named or model.active
         if wanted is None:
-            raise CatalogueError(
+            raise UnknownNameError(
                 f"no version of {model.name} is in force; kept are "
                 f"{ids_of(model.versions)}: promote one of them"
             )
@@ -268,7 +294,7 @@ class Survey:
         for version, (_, one) in by_age:
             entry.added.setdefault(version, one.verified_at)
         if record and active and (not entry.history or entry.history[-1].version != active):
-            entry.history.append(Activation(active, record.verified_at))
+            entry.came_into_force(active, record.verified_at)
         versions = [
             _version(version, entry.added[version], *content)
             for version, content in contents.items()
@@ -286,6 +312,7 @@ class Survey:
             active=active,
             previous=next((version for version in before if version in usable), None),
             history=tuple(entry.history),
+            rolled_back=tuple(entry.rolled_back),
             aliases=(),
         )
 
@@ -321,7 +348,7 @@ def pick(model: Model, digits: str) -> Version:
     why = f"{'none' if not matching else 'more than one'} begins so"
     if len(digits) < MIN_PREFIX:
         why = f"at least {MIN_PREFIX} digits are needed"
-    raise CatalogueError(
+    raise UnknownNameError(
         f"'{digits}' names no version of {model.name}: {why}; there are {ids_of(model.versions)}"
     )
 

@@ -11,7 +11,7 @@ from typing import Self
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 # tmpfs holds back those who write while it reserves: not for long.
-_RESERVE_BYTES = 32 << 20
+_RESERVE_BYTES = 2 << 20
 
 
 class PartFile:
@@ -65,6 +65,13 @@ class PartFile:
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset`; less than all of it only at the end of the file."""
         return os.preadv(self._descriptor, [buffer], offset)
+
+    def is_in_place(self) -> bool:
+        """Whether `path` still names this file; somebody may have removed or replaced it."""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
 
     def sync(self) -> None:
         """Return once everything written so far would survive a power cut."""

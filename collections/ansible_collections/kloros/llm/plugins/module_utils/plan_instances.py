@@ -33,7 +33,8 @@ Corrections = dict[str, dict[str, dict[str, int]]]
 class Settled:
     """`chosen`: the candidate of each instance. `instances`: as the plan has them. `memory`: what
     `vram_plan` says, `dry_runs` (see `plan_memory`), `differences` (measured less predicted MiB, by
-    instance, device and part) and `unasked` (the instances whose server was not asked yet)."""
+    instance, device and part), `unasked` (the instances whose server was not asked yet) and
+    `not_covered` (what it did not measure, in sentences by instance)."""
 
     chosen: Mapping[str, Candidate]
     instances: list[dict[str, Any]]
@@ -98,6 +99,11 @@ def settle_instances(
             if candidate.missing is not None
         },
         "unasked": [name for name, key in keys.items() if key not in answers],
+        "not_covered": {
+            name: answers[key]["not_covered"]
+            for name, key in keys.items()
+            if key in answers and answers[key].get("not_covered")
+        },
         "keys": keys,
         "dry_runs": {
             "release": host["dry_runs"]["release"],
@@ -105,6 +111,11 @@ def settle_instances(
         },
     }
     findings += [*refused, *_findings(choice, host["gpus"]["status"] == "ok")]
+    findings += [
+        _estimated(name, estimates)
+        for name in memory["unasked"]
+        if (estimates := choice.memory["instances"][name]["estimates"])
+    ]
     return Settled(choice.chosen, planned, memory, findings)
 
 
@@ -284,7 +295,7 @@ def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
         before = "".join(f" ({said})" for said in choice.passed_over[name])
         if candidate.missing is not None:
             if gpus_are_shown:
-                found.append(_refused(name, candidate.missing))
+                found.append(_gpu_missing(name, candidate.missing))
         elif name in problems:
             found.append(_does_not_fit(problems[name], before))
         elif candidate.number:
@@ -297,6 +308,25 @@ def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
                 )
             )
     return found
+
+
+def _gpu_missing(name: str, why: str) -> Finding:
+    return error(
+        f"llama_instances.{name}",
+        why,
+        "GPUs that are there, whole, and not locked out",
+        "name others in gpus, give alternatives, or take the GPU out of gpu_lockout",
+    )
+
+
+def _estimated(name: str, reasons: Sequence[str]) -> Finding:
+    """Formulas that may be wrong, of an instance whose server was not asked yet."""
+    return warning(
+        f"llama_instances.{name}",
+        f"what it takes is only estimated: {' '.join(reasons)}",
+        "a model and a split that the memory model follows exactly",
+        "nothing, if there is room to spare: the llama-server itself is asked before it is run",
+    )
 
 
 def _does_not_fit(problem: Mapping[str, Any], before: str) -> Finding:

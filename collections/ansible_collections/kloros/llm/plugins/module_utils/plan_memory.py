@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,8 +17,14 @@ from .instance_choice import Candidate, usable_gpus
 from .memory_model import HOST
 from .systemd import UNIT_PREFIX
 from .vram_plan import vram_plan
+from .wishes import model_names
 
 MEASURED_PARTS: Final = ("weights_mib", "kv_mib", "compute_mib")
+COMPANION_PARTS: Final = ("draft_mib", "projector_mib")
+"""What a server tells only where there is a draft model or a projector."""
+
+# The sum over all GPUs, which is all that is told of split mode tensor.
+_ALL_GPUS: Final = "Meta("
 
 # What a server takes does not depend on where it listens and what it is called.
 _NO_MATTER: Final = ("LLAMA_ARG_ALIAS", "LLAMA_ARG_HOST", "LLAMA_ARG_PORT")
@@ -28,7 +35,8 @@ def models_of_headers(
 ) -> dict[str, dict[str, Any]]:
     """The models as the planner takes them; `headers` are `gguf_info`'s results by file name.
 
-    A model whose own header is not known is left out.
+    A model whose own header is not known is left out. What is no language model (an adapter that an
+    instance names) has no `shape`, and `shape_detail` says why.
     """
     found = {}
     for name, model in models.items():
@@ -36,7 +44,7 @@ def models_of_headers(
         for file in model["files"]:
             if (header := headers.get(file["file"])) and not header.get("problem"):
                 by_role.setdefault(file["role"], []).append(header)
-        if "model" not in by_role or by_role["model"][0]["shape"] is None:
+        if "model" not in by_role:
             continue
         own = by_role["model"][0]
         companions: dict[str, Any] = {}
@@ -48,6 +56,8 @@ def models_of_headers(
             companions["lora_bytes"] = sum(adapter["data_bytes"] for adapter in adapters)
         found[name] = {
             "shape": own["shape"],
+            "shape_detail": own.get("shape_detail", ""),
+            "data_bytes": own["data_bytes"],
             "size_bytes": own["size_bytes"],
             "quantisation": own["quantisation"],
             "parameters": own["parameters"],
@@ -56,7 +66,12 @@ def models_of_headers(
     return found
 
 
-def instance_of(name: str, candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
+def instance_of(
+    name: str,
+    candidate: Candidate,
+    settings: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """An instance as the planner takes it; `settings` are the role's defaults for its wishes."""
     wish = candidate.wish
     context = settings["context"] if wish["context"] is None else wish["context"]
@@ -83,6 +98,9 @@ def instance_of(name: str, candidate: Candidate, settings: Mapping[str, Any]) ->
         "embeddings": wish["embeddings"],
         "rerank": wish["rerank"],
         "draft_model": wish["draft_model"],
+        "lora_bytes": sum(
+            models[model]["data_bytes"] for key, model in model_names(wish) if key == "lora"
+        ),
         "projector_on_gpu": extra.get("mmproj-offload") is not False,
     }
 
@@ -112,9 +130,10 @@ def plan_memory(
 ) -> dict[str, Any]:
     """What `vram_plan` says of the instances whose GPUs are there and whose models are known."""
     instances = [
-        instance_of(name, candidate, wishes["llama_instances"])
+        instance_of(name, candidate, wishes["llama_instances"], models)
         for name, candidate in chosen.items()
-        if candidate.missing is None and candidate.wish["model"] in models
+        if candidate.missing is None
+        and all(model in models for _, model in model_names(candidate.wish))
     ]
     return vram_plan(
         usable_gpus(host["gpus"]["gpus"], wishes["gpu_lockout"]),
@@ -156,14 +175,23 @@ def correction(
 ) -> dict[str, dict[str, int]]:
     """Measured less predicted, in MiB by device and part; what is equal is left out.
 
-    A device that only one of the two knows has 0 in the other.
+    A device that only one of the two knows has 0 in the other. A part that was not measured on any
+    device, and a sum over all GPUs, correct nothing.
     """
+    if any(row["device"].startswith(_ALL_GPUS) for row in measured):
+        return {}
     before, after = _by_device(predicted), _by_device(measured)
-    nothing = dict.fromkeys(MEASURED_PARTS, 0)
+    told = [
+        *MEASURED_PARTS,
+        *(part for part in COMPANION_PARTS if any(part in row for row in measured)),
+    ]
+    nothing = dict.fromkeys((*MEASURED_PARTS, *COMPANION_PARTS), 0)
     found: dict[str, dict[str, int]] = {}
     for device in {**before, **after}:
         one, other = before.get(device, nothing), after.get(device, nothing)
-        if differing := {part: other[part] - one[part] for part in one if other[part] != one[part]}:
+        if differing := {
+            part: other[part] - one[part] for part in told if other[part] != one[part]
+        }:
             found[device] = differing
     return found
 
@@ -173,9 +201,11 @@ def _by_device(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     sums: dict[str, dict[str, int]] = {}
     for row in rows:
         device = row["device"] if row["device"].startswith("CUDA") else HOST
-        of = sums.setdefault(device, dict.fromkeys(MEASURED_PARTS, 0))
+        of = sums.setdefault(device, dict.fromkeys((*MEASURED_PARTS, *COMPANION_PARTS), 0))
         for part in MEASURED_PARTS:
             of[part] += int(row[part])
+        for part in COMPANION_PARTS:
+            of[part] += int(row.get(part, 0))
     return sums
 
 
@@ -211,11 +241,27 @@ def with_dry_runs(
     for result in results:
         answers[keys[result["item"]["name"]]] = {
             "asked": result["asked"],
-            "rows": [
-                {part: row[part] for part in ("device", *MEASURED_PARTS)} for row in result["rows"]
-            ],
+            "rows": _answer_rows(result),
+            "not_covered": result["not_covered"],
         }
     return {"release": known["release"], "answers": answers}
+
+
+def _answer_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the server said by device, of the model and of what is loaded beside it."""
+    rows = {
+        row["device"]: {part: row[part] for part in ("device", *MEASURED_PARTS)}
+        for row in result["rows"]
+    }
+    nothing = dict.fromkeys(MEASURED_PARTS, 0)
+    for draft in result["draft_rows"]:
+        device = draft["device"]
+        row = rows.setdefault(device, {"device": device, **nothing})
+        row["draft_mib"] = sum(draft[part] for part in MEASURED_PARTS)
+    for device, mib in result["projector_mib"].items():
+        row = rows.setdefault(device, {"device": device, **nothing})
+        row["projector_mib"] = math.ceil(mib)
+    return list(rows.values())
 
 
 def dry_run_findings(results: Sequence[Mapping[str, Any]]) -> list[Finding]:

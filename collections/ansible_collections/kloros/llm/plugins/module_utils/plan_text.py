@@ -87,6 +87,21 @@ def endpoints(plan: Mapping[str, Any]) -> list[str]:
     return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]
 
 
+def engine_lines(memory: Mapping[str, Any]) -> list[str]:
+    """What the servers' dry runs said of the memory plan, and what they did not."""
+    unasked = [name for name in memory["keys"] if name in memory["unasked"]]
+    asked = len(unasked) < len(memory["keys"])
+    lines = differences(memory["differences"]) if asked else []
+    lines += [
+        f"Not measured of {name}: {sentence}"
+        for name, sentences in memory["not_covered"].items()
+        for sentence in sentences
+    ]
+    if unasked:
+        lines.append(f"Not asked about in its last setting: {', '.join(unasked)}")
+    return lines
+
+
 def differences(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
     """Where the server's dry run said otherwise than the formulas, by instance, device and part."""
     rows = [

@@ -31,9 +31,14 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None where there is none that can be read."""
+    """The object in `path`; None where there is none.
+
+    Raises PermissionError: that one may not read it does not mean that it is not there.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None

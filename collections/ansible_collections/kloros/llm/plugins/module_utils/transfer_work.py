@@ -14,9 +14,11 @@ from .transfer_journal import ByteRanges, Range
 MAX_FRUITLESS_ATTEMPTS = 8
 UNKNOWN_SIZE = sys.maxsize
 # A worker without work takes over the second half of another's span if it is worth a request,
-# and all of it if nothing comes there any more.
+# and all of it if nothing comes there any more. Less is worth one where it comes so slowly that
+# it would last longer.
 _MIN_SHARED_BYTES = 2 << 20
 _STALLED_S = 5.0
+_LASTS_LONG_S = 5.0
 _QUIET_S = 10.0
 _MIN_CHUNK_BYTES = 2 << 20
 _MAX_CHUNK_BYTES = 16 << 20
@@ -35,23 +37,31 @@ class Span:
     at: int
     stop: int
     moved_at: float = field(default_factory=time.monotonic)
+    began: int = field(init=False)
+    began_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began, self.began_at = self.at, self.moved_at
+
+    @property
+    def lasts_s(self) -> float:
+        """How long the rest takes at the pace so far; 0 while that cannot be told yet."""
+        passed_s, came = self.moved_at - self.began_at, self.at - self.began
+        return (self.stop - self.at) * passed_s / came if came and passed_s > _LASTS_LONG_S else 0
 
 
 class Work:
     """`size_bytes` is UNKNOWN_SIZE where nobody states it; `present` need not be fetched.
 
-    Each of the `workers` gets at most `max_chunk_bytes` at a time, less towards the end, so that
-    all end together and the hasher is not far behind. No more than `max_unsynced_bytes` are written
-    before `synced` is told of them: so much an interruption may cost. A checkpoint is due at a
-    third of it, so that nobody waits for a disk that keeps up.
+    A worker that is alone gets all that is missing in one piece; see `share_among`. No more than
+    `max_unsynced_bytes` are written before `synced` is told of them: so much an interruption may
+    cost. A checkpoint is due at a third of it, so that nobody waits for a disk that keeps up.
     """
 
     def __init__(
         self,
         size_bytes: int,
         present: Iterable[Range],
-        workers: int,
-        max_chunk_bytes: int,
         max_unsynced_bytes: int,
     ) -> None:
         self.over = threading.Event()
@@ -59,8 +69,7 @@ class Work:
         self.failure: BaseException | None = None
         self._written = ByteRanges(present)
         self._size_bytes = size_bytes
-        self._workers = workers
-        self._max_chunk_bytes = max_chunk_bytes
+        self._workers = 1
         self._max_unsynced_bytes = max_unsynced_bytes
         self._pending = self._written.missing(size_bytes)
         self._active: set[Span] = set()
@@ -97,6 +106,19 @@ class Work:
             self._size_bytes = UNKNOWN_SIZE if size_bytes is None else size_bytes
             self._pending = []
             span.at, span.stop = 0, self._size_bytes
+
+    def share_among(self, workers: int) -> None:
+        """So many fetch from now on, a chunk at a time: what is more goes back to the rest.
+
+        The chunks are handed out in the file's order, and get smaller towards the end, so that
+        all end together and the hasher is not far behind.
+        """
+        with self._changed:
+            self._workers = workers
+            for span in self._active:
+                if span.at < span.stop:
+                    span.stop = self._hand_out(span.at, span.stop)
+            self._changed.notify_all()
 
     def wanted(self, span: Span, count: int) -> int:
         """How many of the next `count` bytes are still this worker's."""
@@ -235,14 +257,17 @@ class Work:
         if not self._pending:
             return None
         start, stop = self._pending.pop(0)
+        return Span(start, self._hand_out(start, stop))
+
+    def _hand_out(self, start: int, stop: int) -> int:
+        """Where the chunk ends that somebody is to get of these bytes; the rest is pending."""
         if self._workers > 1:
             left = stop - start + sum(end - begin for begin, end in self._pending)
-            share = min(first_chunk_bytes(left, self._workers), self._max_chunk_bytes)
-            end = min(stop, start + share)
+            end = min(stop, start + first_chunk_bytes(left, self._workers))
             if stop - end >= _MIN_CHUNK_BYTES // 2:
-                self._pending.insert(0, (end, stop))
-                stop = end
-        return Span(start, stop)
+                self._pending = sorted([(end, stop), *self._pending])
+                return end
+        return stop
 
     def _take_over(self) -> Span | None:
         """Some of another worker's span."""
@@ -257,7 +282,10 @@ class Work:
         longest = max(self._active, key=lambda span: span.stop - span.at)
         left = longest.stop - longest.at
         if left < _MIN_SHARED_BYTES:
-            return None
+            longest = max(self._active, key=lambda span: span.lasts_s)
+            left = longest.stop - longest.at
+            if longest.lasts_s < _LASTS_LONG_S or left < 2:
+                return None
         taken = Span(longest.stop - left // 2, longest.stop)
         longest.stop = taken.at
         return taken

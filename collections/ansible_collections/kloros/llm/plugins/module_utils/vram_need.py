@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from .memory_model import HOST, MIB, DeviceMemory, MemoryModelError, RunConfig
-from .model_shape import ModelShape
 from .vram_budget import Machine
-from .vram_thumbnail import MemoryFunction, Thumbnail
+from .vram_thumbnail import MemoryFunction, Thumbnail, thumbnail_of
 
 CUDA_CONTEXT_MIB: Final = 512
 """What a process takes of each GPU beside llama.cpp's buffers: the CUDA context with its kernels,
@@ -41,7 +40,7 @@ PARTS: Final = (
     "projector_mib",
     "draft_mib",
 )
-CORRECTED_PARTS: Final = ("weights_mib", "kv_mib", "compute_mib")
+CORRECTED_PARTS: Final = ("weights_mib", "kv_mib", "compute_mib", "projector_mib", "draft_mib")
 
 # The words that llama.cpp's --flash-attn takes beside "auto" (`is_truthy()`, `is_falsey()`).
 FLASH_ATTENTION: Final[Mapping[str, Literal["on", "off"]]] = {
@@ -89,14 +88,24 @@ class Surroundings:
     thumbnails: dict[str, Thumbnail] = field(default_factory=dict)
 
     def thumbnail(self, key: str, facts: Mapping[str, Any]) -> Thumbnail:
-        """A model's, made once for all what-ifs. Raises ImpossibleError where it has no shape."""
+        """A model's, asked for once for all what-ifs. Raises ImpossibleError without a shape."""
         if key not in self.thumbnails:
             shape = facts.get("shape")
             if shape is None:
-                raise ImpossibleError(f"the header of {key} is not known")
-            whole = shape if isinstance(shape, ModelShape) else ModelShape.from_data(shape)
-            self.thumbnails[key] = Thumbnail(whole, self.memory)
+                detail = facts.get("shape_detail")
+                raise ImpossibleError(
+                    f"{key}: {detail}" if detail else f"the header of {key} is not known"
+                )
+            self.thumbnails[key] = thumbnail_of(shape, self.memory)
         return self.thumbnails[key]
+
+
+def _whole_mib(row: DeviceMemory | None) -> dict[str, int]:
+    return {
+        "weights_mib": row.weights_bytes // MIB if row else 0,
+        "kv_mib": row.kv_bytes // MIB if row else 0,
+        "compute_mib": row.compute_bytes // MIB if row else 0,
+    }
 
 
 class ImpossibleError(Exception):
@@ -232,6 +241,11 @@ class Instance:
         return len(self.gpus) > 1 and self.split_mode in modes and not self.wished_split
 
     @property
+    def guesses_split(self) -> bool:
+        """Whether the split is of a kind that the memory model does not know."""
+        return len(self.gpus) > 1 and self.split_mode in ("row", "tensor")
+
+    @property
     def wished_split(self) -> tuple[float, ...]:
         """The shares in the wish."""
         return tuple(float(share) for share in self.wish.get("tensor_split") or ())
@@ -337,11 +351,9 @@ class Instance:
         """
 
         def ask(config: RunConfig) -> Sequence[DeviceMemory]:
-            if in_full:
-                return thumbnail.memory(thumbnail.shape, config)
-            return thumbnail.rows(config)
+            return thumbnail.whole(config) if in_full else thumbnail.rows(config)
 
-        guess = len(config.devices) > 1 and self.split_mode in ("row", "tensor")
+        guess = self.guesses_split
         if not guess or self.split_mode == "row":
             return {
                 row.device: replace(row, approximate=row.approximate or guess)
@@ -365,8 +377,8 @@ class Instance:
         config = self.config(setting)
         rows = self._memory(self.thumbnail, config, in_full=in_full)
         draft = self._draft_bytes(config, in_full=in_full)
-        weights = sum(row.weights_bytes for row in rows.values()) * self.scale
         lora_bytes = float(self.companions.get("lora_bytes") or 0)
+        lora_bytes += float(self.wish.get("lora_bytes") or 0)
         corrections = self.around.corrections.get(self.name, {})
         needs = []
         for position, device in enumerate((*self.devices, HOST)):
@@ -374,19 +386,18 @@ class Instance:
             row = rows.get(device)
             sizes = dict.fromkeys(PARTS, 0.0)
             if row is not None:
-                own = row.weights_bytes * self.scale
-                lora = lora_bytes * own / weights if weights else 0.0
-                sizes["weights_mib"] = (own + lora) / MIB
+                lora = lora_bytes * self._changed_share(device, rows)
+                sizes["weights_mib"] = (row.weights_bytes * self.scale + lora) / MIB
                 sizes["kv_mib"] = row.kv_bytes / MIB
                 sizes["compute_mib"] = row.compute_bytes / MIB
+            sizes["draft_mib"] = draft.get(device, 0) / MIB
+            if self._holds_projector(device):
+                sizes["projector_mib"] = self._projector_mib()
             for part in CORRECTED_PARTS:
                 correction = float(corrections.get(device, {}).get(part, 0))
                 sizes[part] = max(0.0, sizes[part] + correction)
-            sizes["draft_mib"] = draft.get(device, 0) / MIB
             if not in_full:
                 sizes["compute_mib"] += self._beyond.get(device, 0)
-            if self._holds_projector(device):
-                sizes["projector_mib"] = self._projector_mib()
             if uuid is not None:
                 sizes["cuda_context_mib"] = self.around.cuda_context_mib.get(uuid, CUDA_CONTEXT_MIB)
             needs.append(
@@ -400,8 +411,21 @@ class Instance:
             )
         return tuple(needs)
 
+    def _changed_share(self, device: str, rows: Mapping[str, DeviceMemory]) -> float:
+        """The device's share of the weights that adapters change, which its input is not."""
+        input_bytes = sum(tensor.host_bytes for tensor in self.shape.input)
+        changed = {
+            name: max(0, row.weights_bytes - (input_bytes if name == HOST else 0))
+            for name, row in rows.items()
+        }
+        return changed[device] / (sum(changed.values()) or 1)
+
     def _draft_bytes(self, config: RunConfig, *, in_full: bool) -> dict[str, int]:
         """Bytes a device that the draft model takes, in all."""
+        rows = self._draft_rows(config, in_full=in_full)
+        return {device: row.total_bytes for device, row in rows.items()}
+
+    def _draft_rows(self, config: RunConfig, *, in_full: bool) -> dict[str, DeviceMemory]:
         if self.draft is None:
             return {}
         own = replace(
@@ -414,8 +438,25 @@ class Instance:
             pooling="unset",
             draft_tokens=0,
         )
-        rows = self._memory(self.draft, own, in_full=in_full)
-        return {device: row.total_bytes for device, row in rows.items()}
+        return self._memory(self.draft, own, in_full=in_full)
+
+    def predicted(self, setting: Setting) -> list[dict[str, Any]]:
+        """As an engine's dry run tells it, to be compared: whole MiB, nothing corrected, and
+        without what the engine does not tell (the CUDA context, adapters)."""
+        config = self.config(setting)
+        rows = {row.device: row for row in self.thumbnail.whole(config)}
+        draft = self._draft_rows(config, in_full=True)
+        return [
+            {
+                "device": device,
+                **_whole_mib(rows.get(device)),
+                "draft_mib": sum(_whole_mib(draft.get(device)).values()),
+                "projector_mib": (
+                    math.ceil(self._projector_mib()) if self._holds_projector(device) else 0
+                ),
+            }
+            for device in (*self.devices, HOST)
+        ]
 
     def _holds_projector(self, device: str) -> bool:
         if not self.companions.get("projector"):

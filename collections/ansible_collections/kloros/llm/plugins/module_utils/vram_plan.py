@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from . import memory_model
-from .memory_model import HOST, MIB
+from .memory_model import HOST
 from .vram_budget import DEFAULT_RESERVE_MIB, Machine, machine
 from .vram_ladder import Budgets, Settled, least_setting, room_for, settle
 from .vram_need import CUDA_CONTEXT_MIB, ImpossibleError, Instance, Surroundings
 from .vram_thumbnail import MemoryFunction
 from .vram_ways_out import Case, ways_out
-from .vram_words import described, reasons, shortages
+from .vram_words import described, estimates, reasons, shortages
 
 PROMPT_CACHE_MIB: Final = 8192
 """llama-server's `--cache-ram`: the most that its prompt cache grows to in main memory."""
@@ -42,15 +42,17 @@ def vram_plan(
     hides processes, `own_mib` says by UUID what they hold. `reserves` (by UUID or index) and
     `default_reserve_mib` are kept free on each GPU. `cuda_context_mib` is one number or one a UUID.
     `corrections` are what the engine measured beyond the prediction, by instance, device
-    (`CUDA0` …, `Host`) and part (`weights_mib`, `kv_mib`, `compute_mib`).
+    (`CUDA0` …, `Host`) and part (`weights_mib`, `kv_mib`, `compute_mib`, `draft_mib`,
+    `projector_mib`).
 
     An instance (in inventory order, which is priority) has `name`, `model`, `gpus` (UUIDs; none is
     the CPU), `context` (`want` and `min`, tokens a slot; without `min` it is `want`), `slots` and
     `kv_cache` (types, best first), and may have `offload` ("full" or "auto"), `gpu_layers` and
     `cpu_moe` (forced), `split_mode`, `tensor_split`, `main_gpu` (a position in `gpus`),
-    `flash_attention`, `batch`, `ubatch`, `embeddings`, `rerank`, `draft_model`,
-    `projector_on_gpu`, `context_extended` (true: beyond the trained context, by RoPE scaling) and
-    `cache_ram_mib`. A model has `shape`, and may have `size_bytes`, `parameters`, `companions`
+    `flash_attention`, `batch`, `ubatch`, `embeddings`, `rerank`, `draft_model`, `lora_bytes` (of
+    its own adapters), `projector_on_gpu`, `context_extended` (true: beyond the trained context, by
+    RoPE scaling) and `cache_ram_mib`. A model has `shape` (None where the file is no model;
+    `shape_detail` then says what it is), and may have `size_bytes`, `parameters`, `companions`
     (`projector`: {bytes, compute_bytes}, `draft`: shape, `lora_bytes`) and `other_quantisations`
     ({name: bytes}).
 
@@ -176,18 +178,8 @@ def _instance(item: Settled, later: Sequence[Instance]) -> dict[str, Any]:
             }
             for need in needs
         ],
-        # As an engine's dry run tells it, to be compared: whole MiB, nothing added or corrected.
-        "predicted": [
-            {
-                "device": row.device,
-                "weights_mib": row.weights_bytes // MIB,
-                "kv_mib": row.kv_bytes // MIB,
-                "compute_mib": row.compute_bytes // MIB,
-            }
-            for row in instance.around.memory(instance.shape, instance.config(setting))
-        ],
-        "approximate": any(need.approximate for need in needs)
-        or any(need.parts["projector_mib"] for need in needs),
+        "predicted": instance.predicted(setting),
+        "estimates": estimates(instance, setting),
         "reasons": reasons(item, later),
     }
 

@@ -1,34 +1,44 @@
 """The memory model's answer at a fraction of its time, for the planner's search.
 
-The memory model lays out the whole graph, layer by layer, and the search asks it hundreds of
-times. But layers repeat: a few of each kind on each device already reach the peak of the compute
-buffers, and each further one adds the same weights and KV cache. So the search asks about a model
-with few layers, and adds what the others take. Whatever is chosen is then asked in full.
+The memory model lays out the whole graph for the compute buffers, and the search asks it hundreds
+of times. But layers repeat: a few of each kind on each device already reach the buffers' peak. So
+the search asks for the buffers of a model with few layers, which are the same for many settings.
+Whatever is chosen is then asked in full.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
+from typing import Any, Final
 
+from . import memory_model
 from .memory_model import DeviceMemory, RunConfig, placement
 from .model_shape import LayerShape, ModelShape
 
 MemoryFunction = Callable[[ModelShape, RunConfig], Sequence[DeviceMemory]]
 
-_KEPT = 2  # of each kind in each run of layers on one device, and at each end of the run
-
-Bytes = tuple[int, int]  # weights, KV cache
+_REMEMBERED: Final = (
+    16  # models, over all plans that a process makes: the audit makes one a profile
+)
+_KEPT: Final = 2  # of each kind in each run of layers on one device, and at each end of the run
 
 
 class Thumbnail:
-    """A model in small; `rows` answers as the memory model does."""
+    """A model in small; `rows` answers as the memory model does.
 
-    def __init__(self, shape: ModelShape, memory: MemoryFunction) -> None:
+    `stored` is `memory` without compute buffers, where that takes less time.
+    """
+
+    def __init__(
+        self, shape: ModelShape, memory: MemoryFunction, stored: MemoryFunction | None = None
+    ) -> None:
         self.shape = shape
         self.memory = memory
+        self.stored = stored or memory
         self.kinds: list[LayerShape] = []
         self.kind_of: list[int] = []
         for layer in shape.layers:
@@ -36,15 +46,20 @@ class Thumbnail:
                 self.kinds.append(layer)
             self.kind_of.append(self.kinds.index(layer))
         self._small: dict[tuple[tuple[int, ...], RunConfig], Sequence[DeviceMemory]] = {}
-        self._added: dict[tuple[int, RunConfig], tuple[Bytes, Bytes]] = {}
+        self._whole: dict[RunConfig, Sequence[DeviceMemory]] = {}
 
-    def rows(self, config: RunConfig) -> list[DeviceMemory]:
+    def whole(self, config: RunConfig) -> Sequence[DeviceMemory]:
+        """The memory model's own answer. Raises MemoryModelError."""
+        if config not in self._whole:
+            self._whole[config] = self.memory(self.shape, config)
+        return self._whole[config]
+
+    def rows(self, config: RunConfig) -> Sequence[DeviceMemory]:
         """What each device holds. Raises MemoryModelError as the memory model does."""
         where = placement(self.shape, config)
         kept = self._kept(where.layers, config.cpu_moe_layers)
-        dropped = sorted(set(range(self.shape.layer_count)) - set(kept))
-        if not dropped:
-            return list(self.memory(self.shape, config))
+        if len(kept) == self.shape.layer_count:
+            return self.whole(config)
         counts = [
             sum(where.layers[index] == device for index in kept) + (where.output == device)
             for device in range(len(where.devices))
@@ -57,23 +72,11 @@ class Thumbnail:
             tensor_split=tuple(map(float, counts)) if len(counts) > 1 else (),
             cpu_moe_layers=sum(index < config.cpu_moe_layers for index in kept),
         )
-        added = [(0, 0)] * (len(where.devices) + 1)  # main memory last, as in the answer
-        alike = Counter(
-            (self.kind_of[index], where.layers[index], index < config.cpu_moe_layers)
-            for index in dropped
-        )
-        for (kind, device, on_cpu), number in alike.items():
-            own, on_host = self._layer(kind, config, device >= 0, on_cpu)
-            for place, (weights, cache) in ((device, own), (-1, on_host)):
-                before = added[place]
-                added[place] = (before[0] + number * weights, before[1] + number * cache)
         return [
-            replace(
-                row,
-                weights_bytes=row.weights_bytes + weights,
-                kv_bytes=row.kv_bytes + cache,
+            replace(row, compute_bytes=alike.compute_bytes)
+            for row, alike in zip(
+                self.stored(self.shape, config), self._rows_of(kept, small), strict=True
             )
-            for row, (weights, cache) in zip(self._rows_of(kept, small), added, strict=True)
         ]
 
     def _kept(self, devices: Sequence[int], cpu_moe_layers: int) -> list[int]:
@@ -96,28 +99,14 @@ class Thumbnail:
             self._small[key] = self.memory(replace(self.shape, layers=layers), config)
         return self._small[key]
 
-    def _layer(
-        self, kind: int, config: RunConfig, on_gpu: bool, experts_on_cpu: bool
-    ) -> tuple[Bytes, Bytes]:
-        """What one more layer of a kind adds on its device, and beside that in main memory."""
-        lone = replace(
-            config,
-            devices=config.devices[:1],
-            main_gpu=0,
-            split_mode="layer",
-            tensor_split=(),
-            gpu_layers=len(self.kinds) + 2 if on_gpu else 0,
-            cpu_moe_layers=len(self.kinds) + 1 if experts_on_cpu else 0,
-        )
-        key = (kind, lone)
-        if key not in self._added:
-            # One of each kind, since the KV cache of one may depend on that of another.
-            few = self.memory(replace(self.shape, layers=tuple(self.kinds)), lone)
-            more = self.memory(replace(self.shape, layers=(*self.kinds, self.kinds[kind])), lone)
-            added = [
-                (after.weights_bytes - before.weights_bytes, after.kv_bytes - before.kv_bytes)
-                for before, after in zip(few, more, strict=True)
-            ]
-            own, on_host = (added[0], added[-1]) if on_gpu else (added[-1], (0, 0))
-            self._added[key] = own, on_host
-        return self._added[key]
+
+def thumbnail_of(shape: ModelShape | Mapping[str, Any], memory: MemoryFunction) -> Thumbnail:
+    """The thumbnail of a shape or of its plain data: the same one for all models of that shape."""
+    data = shape.to_data() if isinstance(shape, ModelShape) else shape
+    return _remembered(json.dumps(data, sort_keys=True), memory)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(shape: str, memory: MemoryFunction) -> Thumbnail:
+    stored = memory_model.stored if memory is memory_model.memory else None
+    return Thumbnail(ModelShape.from_data(json.loads(shape)), memory, stored)

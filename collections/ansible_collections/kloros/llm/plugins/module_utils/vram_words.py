@@ -136,6 +136,22 @@ def _full(instance: Instance, setting: Setting, budgets: Budgets) -> Setting:
     )
 
 
+def estimates(instance: Instance, setting: Setting) -> list[str]:
+    """What of the numbers may be wrong, in sentences; empty where the formulas are exact."""
+    found = []
+    needs = instance.needs(setting)
+    if any(need.approximate for need in needs):
+        unknown = (
+            f"split mode {instance.split_mode}"
+            if instance.guesses_split
+            else f"the architecture {instance.shape.architecture}"
+        )
+        found.append(f"The memory model only estimates {unknown}.")
+    if any(need.parts["projector_mib"] for need in needs):
+        found.append("What a projector needs to encode is only estimated.")
+    return found
+
+
 def reasons(settled: Settled, later: Sequence[Instance]) -> list[str]:
     """Why an instance got what it got, in sentences."""
     instance, setting, budgets = settled.instance, settled.setting, settled.budgets
@@ -164,8 +180,7 @@ def reasons(settled: Settled, later: Sequence[Instance]) -> list[str]:
                 "context that fits."
             )
     found += _corrections(instance)
-    if any(need.approximate for need in instance.needs(setting)):
-        found.append("The memory model only estimates this architecture or split mode.")
+    found += estimates(instance, setting)
     if any(need.pool == HOST and need.device != HOST for need in instance.needs(setting)):
         found.append("The GPU has no memory of its own: what lies on it counts as the host's.")
     return found

@@ -68,6 +68,16 @@ def _is_gpu(value: Any) -> bool:
     return _is_integer(value, 0, 63) or _matches(_GPU_UUID)(value)
 
 
+def _names_gpu(value: Any) -> bool:
+    """A GPU, or its index as text, which is what the command line makes of a number."""
+    return _is_gpu(value) or (
+        isinstance(value, str)
+        and value.isdecimal()
+        and value == str(int(value))
+        and int(value) < 64
+    )
+
+
 def _is_rate(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
@@ -155,7 +165,8 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         "full",
     ),
     "gpu_layers": Key(
-        "the number of layers on the GPUs, where the plan is not to choose",
+        "a number of layers on the GPUs; without it all of them, and with offload: auto as many as "
+        "fit",
         lambda v: _is_integer(v, 0, 1000),
     ),
     "cpu_moe_layers": Key(
@@ -258,15 +269,12 @@ SETTING_KEYS: Final[Mapping[str, Key]] = {
     ),
     "llama_cpp_jobs": Key("a number from 0 (automatic)", lambda v: _is_integer(v, 0, 4096)),
     "llama_cpp_memory_per_job_mib": Key("MiB, from 64", lambda v: _is_integer(v, 64, 2**20)),
-    "gpu_lockout": Key("a list of GPU indices or UUIDs", _is_list_of(_is_gpu)),
+    "gpu_lockout": Key("a list of GPU indices or UUIDs", _is_list_of(_names_gpu)),
     "preflight_gpu_reserve_mib": Key(
         "a mapping of GPU indices or UUIDs to MiB",
         lambda v: (
             isinstance(v, Mapping)
-            and all(
-                (str(gpu).isdecimal() or _is_gpu(gpu)) and _is_integer(mib, 0, 2**24)
-                for gpu, mib in v.items()
-            )
+            and all(_names_gpu(gpu) and _is_integer(mib, 0, 2**24) for gpu, mib in v.items())
         ),
     ),
     "preflight_gpu_reserve_default_mib": Key("MiB, from 0", lambda v: _is_integer(v, 0, 2**24)),

@@ -235,7 +235,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
     SourceError,
     check_endpoint,
-    offline_places,
+    file_at_hand,
     parse_source,
 )
 
@@ -246,16 +246,15 @@ def read(params: dict[str, Any]) -> tuple[GgufModel, bool]:
     Raises SourceError, GgufError, HttpError or OSError.
     """
     path = params["path"]
+    if not (path or params["source"]):
+        raise SourceError("both 'path' and 'source' are empty; one of them is needed")
     if path and (not params["source"] or Path(path).exists()):
         return read_model_file(path), True
     source = parse_source(params["source"])
-    places = offline_places(source, Path(path).name if path else None, params["offline_dir"])
-    for place in places:
-        if place.is_file():
-            return read_model_file(place), True
-    if params["offline"] and source.kind != "file":
-        where = " or ".join(map(str, places)) or "a folder that 'offline_dir' names"
-        raise SourceError(f"{source} is not on the host, and 'offline' is set; put it at {where}")
+    name = Path(path).name if path else None
+    local = file_at_hand(source, name, params["offline_dir"], offline=params["offline"])
+    if local:
+        return read_model_file(local), True
     client = HttpClient(params["timeout_s"])
     endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
     return read_model_source(source, client, endpoint, params["hf_token"] or None), False
@@ -282,7 +281,8 @@ def main() -> None:
     except (SourceError, GgufError, HttpError) as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{params['path'] or params['source']}: {error.strerror or error}"
+        where = error.filename or params["path"] or params["source"]
+        problem = f"{where}: {error.strerror or error}"
     else:
         module.exit_json(
             changed=False,

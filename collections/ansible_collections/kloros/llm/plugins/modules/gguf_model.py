@@ -386,7 +386,6 @@ from ansible_collections.kloros.llm.plugins.module_utils.http_client import Http
 from ansible_collections.kloros.llm.plugins.module_utils.model_batch import fetch_all
 from ansible_collections.kloros.llm.plugins.module_utils.model_catalogue import (
     Catalogue,
-    CatalogueError,
     InUseError,
     Removal,
 )
@@ -614,9 +613,17 @@ class Run:
         settings = settings_of(self._params)
         told: dict[int, Result] = {}
         requests: dict[int, FetchRequest] = {}
+        owners: dict[Path, str] = {}
         for index, wish in enumerate(wishes):
             try:
-                requests[index] = request_of(wish, self._params, settings)
+                request = request_of(wish, self._params, settings)
+                for path in request.paths:
+                    if owners.setdefault(path, request.name) != request.name:
+                        raise SourceError(
+                            f"{path} is where model {owners[path]} lies; give 'file', another name "
+                            "for the file of one of them, or the second name as one of 'aliases'"
+                        )
+                requests[index] = request
             except SourceError as error:
                 told[index] = failure(wish["name"], error)
         label = ", ".join(f"model {request.name}" for request in requests.values())
@@ -690,10 +697,8 @@ class Run:
             return [one.file for one in request.files]
         if wish["file"]:
             return [wish["file"]]
-        try:
-            return [catalogue.owner(wish["name"]).file]
-        except CatalogueError:
-            return []
+        # Only its own name: an alias is no reason to remove the model that it is lent to.
+        return [model.file for model in catalogue.models() if model.name == wish["name"]]
 
 
 def main() -> None:

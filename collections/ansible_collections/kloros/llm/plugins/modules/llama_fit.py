@@ -32,7 +32,8 @@ options:
   models:
     description:
       - Where the headers of files come from that O(environment) names and that need not be on the
-        host. A file that is there is always read itself, header only.
+        host. A file that is there is always read itself, header only; one that O(environment) does
+        not name is ignored.
     type: list
     elements: dict
     default: []
@@ -82,6 +83,15 @@ options:
       - Token for gated or private repositories. Sent as a header to the host of O(hf_endpoint)
         only; the engine never gets it.
     type: str
+  offline_dir:
+    description:
+      - A folder on the host with files that stand for the network, as for
+        M(kloros.llm.gguf_model).
+    type: path
+  offline:
+    description: Never ask the network.
+    type: bool
+    default: false
   timeout_s:
     description: Longest wait for the engine's answer, in seconds.
     type: int
@@ -226,12 +236,15 @@ from ansible_collections.kloros.llm.plugins.module_utils.llama_dry_run import (
     DryRunError,
     dry_run,
 )
+from ansible_collections.kloros.llm.plugins.module_utils.llama_environment import EXTRA_ARGS
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
     SourceError,
     check_endpoint,
+    file_at_hand,
     parse_source,
 )
+from ansible_collections.kloros.llm.plugins.module_utils.systemd_env import split_args
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "server": {"type": "path", "required": True},
@@ -258,6 +271,8 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "user": {"type": "str"},
     "hf_endpoint": {"type": "str", "fallback": (env_fallback, ["HF_ENDPOINT"])},
     "hf_token": {"type": "str", "no_log": True},
+    "offline_dir": {"type": "path"},
+    "offline": {"type": "bool", "default": False},
     "timeout_s": {"type": "int", "default": 120},
     "http_timeout_s": {"type": "int", "default": 30},
 }
@@ -282,22 +297,29 @@ def differences(
 
 
 def stand_ins(params: Mapping[str, Any]) -> tuple[dict[str, Sequence[Header]], dict[str, Path]]:
-    """For each model that is not there: its headers, or the local file that is its source.
+    """For each model that the environment names and that is not there: its headers, or the local
+    file that is its source or stands for it.
 
     Raises SourceError, GgufError, HttpError.
     """
     headers: dict[str, Sequence[Header]] = {}
     files: dict[str, Path] = {}
     endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
+    environment = {str(name): str(value) for name, value in params["environment"].items()}
+    named = {*environment.values(), *split_args(environment.get(EXTRA_ARGS, ""))}
     for model in params["models"]:
-        if Path(model["path"]).exists():
+        path = model["path"]
+        if path not in named or Path(path).exists():
             continue
         source = parse_source(model["source"])
-        if source.kind == "file":
-            files[model["path"]] = Path(source.location)
+        local = file_at_hand(
+            source, Path(path).name, params["offline_dir"], offline=params["offline"]
+        )
+        if local:
+            files[path] = local
         else:
             client = HttpClient(params["http_timeout_s"])
-            headers[model["path"]] = fetch_headers(source, client, endpoint, params["hf_token"])
+            headers[path] = fetch_headers(source, client, endpoint, params["hf_token"] or None)
     return headers, files
 
 
