@@ -79,7 +79,9 @@ class ModelctlHost:
         program.chmod(0o755)
 
     def have_gpus(self, state: Mapping[str, Any]) -> None:
+        """Nothing runs on them but what `state` says: not what this machine's servers take."""
         self._gpus.write_text(json.dumps(state), encoding="utf-8")
+        self._gpus.with_name("no_processes").touch()
 
     def have_units(self, **units: Mapping[str, object]) -> None:
         """What systemctl show says, by the unit's name without its ending."""
