@@ -53,7 +53,7 @@ lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
 
 .PHONY: unit
 unit: needs $(VENV)/.installed ## the core, the modules, the filters, modelctl, the stand-ins, and a short fuzz run
-	$(BIN)/python -m pytest tests/unit tests/fuzz
+	$(BIN)/python -m pytest --numprocesses=auto tests/unit tests/fuzz
 
 # Of llama.cpp it needs a build: LLAMA_BIN=/opt/llama.cpp/current/bin, else one is made (ten minutes on two cores).
 .PHONY: bench

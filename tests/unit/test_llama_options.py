@@ -338,12 +338,14 @@ def spellings() -> list[tuple[str, str]]:
         for name, managed in MANAGED.items()
         for spelling in (*managed.flags, managed.variable)
         if spelling
-        for written in {
-            spelling,
-            spelling.lstrip("-"),
-            spelling.lstrip("-").replace("-", "_"),
-            f"no-{spelling.lstrip('-')}",
-        }
+        for written in sorted(
+            {
+                spelling,
+                spelling.lstrip("-"),
+                spelling.lstrip("-").replace("-", "_"),
+                f"no-{spelling.lstrip('-')}",
+            }
+        )
     ]
 
 
