@@ -138,7 +138,7 @@ def test_audit_of_the_kloros_machine(host: Host, play: Play) -> None:
     run = play("--inventory=inventories/kloros", playbook="playbooks/audit.yml")
     assert (run.returncode, run.changed) == (0, 0), run.output
     said = " ".join(run.output.split())
-    assert "qwen2.5:32b-instruct-q4_K_M 18.49 Q4_K_M 32768 qwen2" in said
+    assert "qwen2.5:32b-instruct-q4_K_M 18.48 Q4_K 32768 qwen2 to be fetched" in said
     for instance, card in (
         ("live", "GPU 0 (NVIDIA GeForce RTX 3060) would need 21"),
         ("code", "GPU 1 (NVIDIA GeForce GTX 1080 Ti) would need 20"),
