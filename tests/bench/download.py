@@ -129,7 +129,7 @@ def programs(hub: Hub, sizes: Mapping[str, int], digests: Mapping[str, str]) -> 
     return [
         Program("kloros-llm", ours, [sys.executable, "--version"], {"PYTHONPATH": python_path}),
         Program("aria2c -x16 -s16", aria2, ["aria2c", "--version"]),
-        Program("hf download", hf, [hf_program, "version"], hf_environment),
+        Program("hf download", hf, [hf_program, "--version"], hf_environment),
         Program("curl", curl, ["curl", "--version"]),
     ]
 
