@@ -27,43 +27,27 @@ options:
         or V(file:/ABSOLUTE/PATH), as for M(kloros.llm.gguf_model); of a model in several files the
         first.
     type: str
-  offline_dir:
-    description:
-      - A folder on the host with files that stand for the network, as for
-        M(kloros.llm.gguf_model).
-    type: path
-  offline:
-    description: Never ask the network.
-    type: bool
-    default: false
   report_problems:
     description:
       - Succeed where the header cannot be read, and say why in RV(problem); for a caller that wants
         to see all problems at once.
     type: bool
     default: false
-  hf_endpoint:
-    description:
-      - Base URL of the Hub or of a mirror.
-      - By default the value of E(HF_ENDPOINT) on the host, then V(https://huggingface.co).
-    type: str
-  hf_token:
-    description:
-      - Token for gated or private repositories.
-      - Sent as a header to the host of O(hf_endpoint) only, never to another host that it
-        redirects to.
-    type: str
   timeout_s:
     description: Seconds to wait for a connection, and for the next bytes on it.
     type: int
     default: 30
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kloros.llm.hub
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 seealso:
   - module: kloros.llm.gguf_model
 author:

@@ -158,27 +158,6 @@ options:
         its space until it is removed.
     type: bool
     default: false
-  offline_dir:
-    description:
-      - A folder on the host with files that stand for the network. They lie there as
-        C(OWNER/REPOSITORY/PATH), under the name that they get in O(path), or under the last part of
-        their source. They are taken as V(file:/…) sources are, and proven by O(sha256) if given.
-    type: path
-  offline:
-    description: Never ask the network. What O(offline_dir) does not hold cannot be had then.
-    type: bool
-    default: false
-  hf_endpoint:
-    description:
-      - Base URL of the Hub or of a mirror.
-      - By default the value of E(HF_ENDPOINT) on the host, then V(https://huggingface.co).
-    type: str
-  hf_token:
-    description:
-      - Token for gated or private repositories.
-      - Sent as a header to the host of O(hf_endpoint) only, never to another host that it
-        redirects to. Never written to a file or log.
-    type: str
   reserve_mib:
     description: Space that must stay free on the file system, in MiB.
     type: int
@@ -199,6 +178,7 @@ notes:
 extends_documentation_fragment:
   - ansible.builtin.files
   - ansible.builtin.action_common_attributes
+  - kloros.llm.hub
 attributes:
   check_mode:
     support: full

@@ -36,13 +36,16 @@ options:
   releases_dir:
     description: A folder of releases, of which those that processes run from are returned.
     type: path
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """

@@ -73,25 +73,6 @@ options:
       - User that the engine runs as where the module runs as root; by default V(nobody). It must
         be able to read the models. The engine parses files from the net, so V(root) is refused.
     type: str
-  hf_endpoint:
-    description:
-      - Base URL of the Hub or of a mirror.
-      - By default the value of E(HF_ENDPOINT) on the host, then V(https://huggingface.co).
-    type: str
-  hf_token:
-    description:
-      - Token for gated or private repositories. Sent as a header to the host of O(hf_endpoint)
-        only; the engine never gets it.
-    type: str
-  offline_dir:
-    description:
-      - A folder on the host with files that stand for the network, as for
-        M(kloros.llm.gguf_model).
-    type: path
-  offline:
-    description: Never ask the network.
-    type: bool
-    default: false
   timeout_s:
     description: Longest wait for the engine's answer, in seconds.
     type: int
@@ -100,13 +81,17 @@ options:
     description: Seconds to wait for a connection to a source, and for the next bytes on it.
     type: int
     default: 30
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kloros.llm.hub
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 notes:
   - A dry run takes less than a second for most models. With a CUDA build the process holds a CUDA
     context (a few hundred MiB) on its GPUs for that moment, and a model with recurrent layers its
