@@ -84,8 +84,9 @@ demo-test: needs $(VENV)/.installed ## the demo as a new user runs it, twice
 UV_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .PHONY: lock
-lock: ## write requirements.lock and those of the CUDA toolkits anew
+lock: ## write requirements.lock, the gateway's, and those of the CUDA toolkits anew
 	$(UV_LOCK) --group dev --output-file requirements.lock
+	$(UV_LOCK) --extra gateway --output-file requirements-gateway.lock pyproject.toml
 	for wish in roles/llama_cpp/files/cuda_pypi/*.in; do \
 		$(UV_LOCK) --output-file "$${wish%.in}.txt" "$$wish" || exit; \
 	done

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_wishes import GATEWAY_KEYS
 
 from tests.unit.play_runner import PlayRunner
 
@@ -46,6 +47,7 @@ _HOST: dict[str, Any] = {
     "units": [],
     "unit_processes": {},
     "foreign_units": [],
+    "gateway_units": [],
     "headers": [],
     "before": {},
     "dry_runs": {"release": "", "answers": {}},
@@ -140,6 +142,7 @@ def wishes() -> dict[str, Any]:
             "instances": {"live": {"model": "tiny:1b", "port": 8080}},
             **part("llama_instances", ("host", "context", "parallel", "min_tokens_per_s")),
         },
+        "ollama_gateway": part("ollama_gateway", tuple(GATEWAY_KEYS)),
     }
 
 

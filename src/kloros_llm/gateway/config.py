@@ -1,11 +1,43 @@
-"""`gateway.toml`: who listens where, which instances there are, and what names stand for."""
+"""`gateway.toml`: who listens where, which instances there are, and what names stand for.
+
+The form, in full with a comment a key, is in docs/gateway.toml:
+
+    models_dir, state_dir        folders: the store's models; what clients create
+    hf_endpoint, ollama_version, think_inline, log_prompts
+
+    [[listeners]]                address, port, instances, socket_name, origins,
+                                 api_key_file, tls_certificate, tls_key
+    [instances.NAME]             url, kind, model, context_tokens, slots, embeddings,
+                                 api_key_file, fallback
+    [models."NAME"]              path, mmproj, aliases, instances
+    [personas."NAME"]            from, system, template, parameters, messages, license,
+                                 adapters, instances
+    [limits]                     see Limits
+    [metrics]                    address, port
+
+Relative paths begin at the file's folder; those of keys and certificates at
+`$CREDENTIALS_DIRECTORY` first, where systemd puts what LoadCredential= names.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from .config_checks import check, host_and_port
+from .errors import ApiError
+from .options import NAMES, checked
+from .toml_table import Table, found
+
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[0-9A-Za-z.+-]*\Z")
+_ROLES = ("system", "user", "assistant", "tool")
+_MOST_TOKENS = 1 << 24
+_MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -105,3 +137,210 @@ class Config:
     ollama_version: str = "0.33.0"
     think_inline: bool = False
     log_prompts: bool = False
+
+
+class ConfigError(Exception):
+    """gateway.toml cannot be used. The text has a line for each thing that is wrong."""
+
+    def __init__(self, path: Path, findings: list[str]) -> None:
+        count = f"{len(findings)} things are" if len(findings) > 1 else "one thing is"
+        listed = "".join(f"\n  - {finding}" for finding in findings)
+        super().__init__(f"{path}: {count} wrong{listed}")
+        self.findings = tuple(findings)
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in the file `path`. Raises ConfigError with everything that is wrong."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        reason = error.strerror or "it cannot be read"
+        raise ConfigError(path, [f"{reason}; name the file that the role wrote"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"no valid TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigError(path, ["no valid TOML: its arrays or tables are too deep"]) from None
+    findings: list[str] = []
+    top = Table(values, "", path.absolute().parent, findings)
+    config = _config(top)
+    check(config, findings)
+    if findings:
+        raise ConfigError(path, findings)
+    return config
+
+
+def _config(top: Table) -> Config:
+    instances = {
+        name: _instance(name, table) for name, table in top.named_tables("instances").items()
+    }
+    metrics = top.table("metrics")
+    config = Config(
+        listeners=tuple(_listener(table) for table in top.tables("listeners")),
+        instances=instances,
+        models={
+            name: _model(name, table, instances)
+            for name, table in top.named_tables("models").items()
+        },
+        personas={
+            name: _persona(name, table) for name, table in top.named_tables("personas").items()
+        },
+        models_dir=_folder(top, "models_dir"),
+        state_dir=_folder(top, "state_dir"),
+        limits=_limits(top.table("limits")),
+        metrics=None if metrics is None else _metrics(metrics),
+        hf_endpoint=_endpoint(top),
+        ollama_version=_version(top),
+        think_inline=top.boolean("think_inline", False),
+        log_prompts=top.boolean("log_prompts", False),
+    )
+    top.close()
+    return config
+
+
+def _listener(table: Table) -> Listener:
+    port = _port(table)
+    listener = Listener(
+        address=table.text("address", "127.0.0.1"),
+        port=port,
+        instances=table.texts("instances"),
+        socket_name=table.text("socket_name", f"ollama-{port}"),
+        origins=table.texts("origins") or (),
+        api_key_file=_credential(table, "api_key_file"),
+        tls_certificate=_credential(table, "tls_certificate"),
+        tls_key=_credential(table, "tls_key"),
+    )
+    table.close()
+    return listener
+
+
+def _instance(name: str, table: Table) -> Instance:
+    instance = Instance(
+        name=name,
+        url=table.required_text("url").rstrip("/"),
+        kind=cast("Literal['dedicated', 'router']", table.choice("kind", ("dedicated", "router"))),
+        model=table.optional_text("model"),
+        context_tokens=table.integer("context_tokens", 4096, 1, _MOST_TOKENS),
+        slots=table.integer("slots", 1, 1, 1024),
+        embeddings=table.boolean("embeddings", False),
+        api_key_file=_credential(table, "api_key_file"),
+        fallback=table.optional_text("fallback"),
+    )
+    table.close()
+    return instance
+
+
+def _model(name: str, table: Table, instances: Mapping[str, Instance]) -> Model:
+    named = table.texts("instances")
+    if named is None:
+        named = tuple(instance.name for instance in instances.values() if instance.model == name)
+    model = Model(
+        name=name,
+        path=table.folder / table.required_text("path"),
+        aliases=table.texts("aliases") or (),
+        mmproj=table.path("mmproj"),
+        instances=named,
+    )
+    table.close()
+    return model
+
+
+def _persona(name: str, table: Table) -> PersonaSettings:
+    persona = PersonaSettings(
+        name=name,
+        from_=table.required_text("from"),
+        system=table.any_text("system"),
+        template=table.any_text("template"),
+        parameters=_parameters(table.table("parameters")),
+        messages=tuple(_message(message) for message in table.tables("messages")),
+        license=table.texts("license") or (),
+        adapters=table.paths("adapters"),
+        instances=table.texts("instances"),
+    )
+    table.close()
+    return persona
+
+
+def _parameters(table: Table | None) -> dict[str, Any]:
+    """Typed as Ollama's options are; `stop` may be one text."""
+    parameters: dict[str, Any] = {}
+    if table is None:
+        return parameters
+    for name in sorted(NAMES):
+        value = table.value(name)
+        if value is None:
+            continue
+        if name == "stop" and isinstance(value, str):
+            value = [value]
+        try:
+            parameters[name] = checked(name, value)
+        except ApiError as error:
+            table.note(name, f"found {found(value)}: {error.text}")
+    table.close()
+    return parameters
+
+
+def _message(table: Table) -> dict[str, str]:
+    message = {
+        "role": table.choice("role", _ROLES),
+        "content": table.any_text("content") or "",
+    }
+    table.close()
+    return message
+
+
+def _limits(table: Table | None) -> Limits:
+    if table is None:
+        return Limits()
+    values: dict[str, Any] = {}
+    for limit in fields(Limits):
+        if isinstance(limit.default, float):
+            values[limit.name] = table.seconds(limit.name, limit.default)
+        elif isinstance(limit.default, int):
+            least = 0 if limit.name == "queue" else 1
+            values[limit.name] = table.integer(limit.name, limit.default, least, _MOST_BYTES)
+    table.close()
+    return Limits(**values)
+
+
+def _metrics(table: Table) -> Metrics:
+    metrics = Metrics(address=table.text("address", "127.0.0.1"), port=_port(table))
+    table.close()
+    return metrics
+
+
+def _port(table: Table) -> int:
+    if "port" not in table:
+        table.note("port", "missing; it needs a number of 1 to 65535")
+    return table.integer("port", 0, 1, 65535)
+
+
+def _folder(table: Table, key: str) -> Path:
+    return table.folder / table.required_text(key)
+
+
+def _credential(table: Table, key: str) -> Path | None:
+    name = table.optional_text(key)
+    if name is None:
+        return None
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials:
+        loaded = Path(credentials, name)
+        if loaded.exists():
+            return loaded
+    return table.folder / name
+
+
+def _endpoint(table: Table) -> str | None:
+    endpoint = table.optional_text("hf_endpoint")
+    if endpoint is None:
+        return None
+    if host_and_port(endpoint) is None:
+        table.note("hf_endpoint", f"found {found(endpoint)}, needed http:// or https:// and a host")
+    return endpoint.rstrip("/")
+
+
+def _version(table: Table) -> str:
+    version = table.text("ollama_version", Config.ollama_version)
+    if not _VERSION.match(version):
+        table.note("ollama_version", f"found {found(version)}, needed a version, such as 0.33.0")
+    return version

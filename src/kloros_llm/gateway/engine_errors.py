@@ -33,8 +33,24 @@ class EngineLoadingError(Exception):
 
 
 class EngineGoneError(Exception):
-    """Nobody listens, or the connection broke; `began` tells whether after the first byte."""
+    """Nobody listens, or the connection broke; `began` tells whether after the first byte.
 
-    def __init__(self, message: str, *, began: bool) -> None:
+    `reused` is true where the connection had served before: llama-server closes such ones
+    whenever it likes, so that it says nothing of the server.
+    """
+
+    def __init__(self, message: str, *, began: bool, reused: bool = False) -> None:
         super().__init__(message)
         self.began = began
+        self.reused = reused
+
+
+class EngineRefusedError(EngineGoneError):
+    """Nobody listens there: nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, began=False)
+
+
+class EngineStalledError(EngineGoneError):
+    """It is connected and sent nothing for too long."""

@@ -13,6 +13,7 @@ from . import release
 from .cuda_code import uncovered
 from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
+from .gateway_plan import plan_gateway
 from .plan_instances import Settled, settle_instances
 from .systemd import UNIT_DIR, UNIT_PREFIX
 from .wishes import SETTING_KEYS, check_instances, check_models, check_settings
@@ -65,12 +66,12 @@ def packages(llama_cpp: Mapping[str, Any]) -> list[str]:
 def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
     """Measure the wishes against the host.
 
-    `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
-    `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
-    returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers` (`gguf_info`'s results
-    for `models_to_read`) and `dry_runs` (what servers said before, see `plan_memory`). Returns
-    `plan` (plain data, without secrets) and `findings`; a plan with errors among its findings must
-    not be carried out.
+    `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models`,
+    `llama_instances` and `ollama_gateway` (each a mapping of that role's settings); `host` is what
+    module `host_info` returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers`
+    (`gguf_info`'s results for `models_to_read`) and `dry_runs` (what servers said before, see
+    `plan_memory`). Returns `plan` (plain data, without secrets) and `findings`; a plan with errors
+    among its findings must not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
@@ -88,6 +89,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
         llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
+    gateway, gateway_changes, gateway_findings = plan_gateway(wishes, host, models, planned)
     findings = [
         *settings_findings,
         *model_findings,
@@ -100,6 +102,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         *_unit_findings(planned, host["foreign_units"]),
         *_port_findings(planned, host["listeners"]),
         *_disk_findings(llama_cpp, host["disks"]),
+        *gateway_findings,
     ]
     retired = sorted(set(host["units"]) - {instance["unit"] for instance in planned})
     plan = {
@@ -116,13 +119,19 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         "models_hf_endpoint": models_wish["hf_endpoint"],
         "instances": planned,
         "memory": settled.memory,
+        "gateway": gateway,
         # What this run alone has to do; the plan on the host leaves it out.
         "changes": {
             "account": host["users"][wishes["user"]] is None,
-            "packages": host["packages_missing"],
+            "packages": [
+                package
+                for package in host["packages_missing"]
+                if package not in gateway_changes["gateway_packages"]
+            ],
             "units_to_retire": retired,
             "files_to_remove": [path for unit in retired for path in instance_files(unit)],
             "units_to_move": _units_to_move(planned, host["listeners"]),
+            **gateway_changes,
         },
     }
     return {"plan": plan, "findings": findings}

@@ -268,6 +268,7 @@ def _instance(
             or wish["rerank"]
         ),
         "modes": list(wish["modes"]),
+        "fallback": wish["fallback"],
         "model_files": [
             f"{folder}/{file['file']}" for one in loaded for file in models[one]["files"]
         ],

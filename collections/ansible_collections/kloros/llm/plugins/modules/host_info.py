@@ -120,6 +120,12 @@ foreign_units:
   type: list
   elements: str
   sample: []
+gateway_units:
+  description: Names of the units that this project has written for its gateway.
+  returned: always
+  type: list
+  elements: str
+  sample: [kloros-llm-gateway.service, kloros-llm-gateway-11434.socket]
 releases_in_use:
   description: Names of the folders in O(releases_dir) that running processes execute from.
   returned: when O(releases_dir) is given
@@ -131,6 +137,7 @@ releases_in_use:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kloros.llm.plugins.module_utils import host_facts
 from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
+    gateway_units,
     instance_units,
     unit_state,
 )
@@ -162,6 +169,7 @@ def main() -> None:
         units=units,
         unit_processes={unit: pid for unit, pid in processes.items() if pid},
         foreign_units=foreign_units,
+        gateway_units=gateway_units(),
         **in_use,
     )
 

@@ -1,0 +1,114 @@
+"""The plan of the gateway as gateway.toml, which `kloros_llm.gateway.config` reads.
+
+Names of keys and certificates are relative: systemd's credentials have them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+def credentials(gateway: Mapping[str, Any]) -> dict[str, str]:
+    """What the gateway's unit passes to it: name to what it is.
+
+    That is a path on the host, `listener NAME` for the keys of a listener, or `instance NAME`.
+    """
+    found: dict[str, str] = {}
+    for listener in gateway["listeners"]:
+        if listener["api_key"]:
+            found[_key_of_listener(listener)] = f"listener {listener['name']}"
+        if listener["tls"]:
+            found[f"{_key_of_listener(listener)}.certificate.pem"] = listener["tls"]["certificate"]
+            found[f"{_key_of_listener(listener)}.key.pem"] = listener["tls"]["key"]
+    for name, instance in gateway["instances"].items():
+        if instance["api_key"]:
+            found[f"instance-{name}"] = f"instance {name}"
+    return found
+
+
+def _key_of_listener(listener: Mapping[str, Any]) -> str:
+    return f"listener-{listener['name']}"
+
+
+def gateway_toml(gateway: Mapping[str, Any], header: str = "") -> str:
+    """The file's text; `header` is a comment at its top."""
+    comment = [f"# {line}" for line in header.splitlines()]
+    return "\n".join([*comment, *_lines(gateway)]) + "\n"
+
+
+def _lines(gateway: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(
+        None,
+        {
+            "models_dir": gateway["models_dir"],
+            "state_dir": gateway["state_dir"],
+            "hf_endpoint": gateway["hf_endpoint"] or None,
+            "ollama_version": gateway["ollama_version"] or None,
+            "think_inline": gateway["think_inline"],
+            "log_prompts": gateway["log_prompts"],
+        },
+    )
+    for listener in gateway["listeners"]:
+        key = _key_of_listener(listener)
+        yield from _table(
+            "[[listeners]]",
+            {
+                "address": listener["address"],
+                "port": listener["port"],
+                "instances": listener["instances"],
+                "socket_name": listener["socket_name"],
+                "origins": listener["origins"] or None,
+                "api_key_file": key if listener["api_key"] else None,
+                "tls_certificate": f"{key}.certificate.pem" if listener["tls"] else None,
+                "tls_key": f"{key}.key.pem" if listener["tls"] else None,
+            },
+        )
+    for name, instance in gateway["instances"].items():
+        values = {key: value for key, value in instance.items() if key != "api_key"}
+        values["api_key_file"] = f"instance-{name}" if instance["api_key"] else None
+        yield from _table(f"[instances.{_key(name)}]", values)
+    for name, model in gateway["models"].items():
+        yield from _table(f"[models.{_key(name)}]", model)
+    for name, persona in gateway["personas"].items():
+        plain = {
+            key: value for key, value in persona.items() if key not in ("parameters", "messages")
+        }
+        yield from _table(f"[personas.{_key(name)}]", plain)
+        if persona["parameters"]:
+            yield from _table(f"[personas.{_key(name)}.parameters]", persona["parameters"])
+        for message in persona["messages"]:
+            yield from _table(f"[[personas.{_key(name)}.messages]]", message)
+    if gateway["limits"]:
+        yield from _table("[limits]", gateway["limits"])
+    if gateway["metrics_port"]:
+        yield from _table("[metrics]", {"port": gateway["metrics_port"]})
+
+
+def _table(heading: str | None, values: Mapping[str, Any]) -> Iterator[str]:
+    """A table without the keys whose value is None."""
+    if heading is not None:
+        yield ""
+        yield heading
+    for key, value in values.items():
+        if value is not None:
+            yield f"{_key(key)} = {_value(value)}"
+
+
+def _key(text: str) -> str:
+    return text if _BARE_KEY.match(text) else _value(text)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value + 0)  # without Ansible's own types
+    if isinstance(value, str):
+        # A string of JSON is one of TOML, but for this character.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(_value(item) for item in value)}]"

@@ -1,0 +1,264 @@
+"""`create`: a name from a model or persona, or from uploaded files, with a Modelfile's changes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.gguf_bytes import FileBytes
+from ..core.gguf_header import GgufHeader
+from ..core.gguf_reader import GgufError, read_header
+from ..core.http_client import HttpClient, HttpError
+from ..core.model_files import Companion, read_record, stem_of, wanted_files
+from ..core.model_source import Source, SourceError
+from ..core.model_store import FetchRequest, FetchSettings, ModelStore, StoreError
+from ..core.progress import ProgressFile
+from .api_requests import CreateRequest
+from .api_tools import Message
+from .catalogue import Catalogue
+from .errors import ApiError
+from .go_template import TemplateError
+from .layers import ADAPTER, Changes, Layer, from_parent, overlay
+from .model_names import INVALID_NAME, ModelName, display_name, name_key, parse_name
+from .modelfile import OWN_TEMPLATE_WITH_TOOLS
+from .name_changes import check_free
+from .personas import Created
+from .prompt import parse
+from .pulls import Line, fetch_for_servers, in_thread, unwritable
+from .survey import Entry, made_from
+
+NEITHER: Final = "neither 'from' or 'files' was specified"
+NOT_RELATIVE: Final = "file path must be relative"
+NOT_GGUF: Final = "supplied file was not in GGUF format"
+_PROJECTORS: Final = ("clip", "mmproj")
+
+
+def check(catalogue: Catalogue, request: CreateRequest) -> ModelName:
+    """The name to make. Raises ApiError for what is refused before anything is done."""
+    for path in (*request.files, *request.adapters):
+        if not _is_relative(path):
+            raise ApiError(400, NOT_RELATIVE)
+    name = parse_name(request.model)
+    if name is None:
+        raise ApiError(400, INVALID_NAME)
+    unsupported = {
+        "quantize": "quantize the GGUF file with llama.cpp's llama-quantize before it is uploaded",
+        "draft_quantize": "quantize the GGUF file with llama.cpp's llama-quantize first",
+        "draft_files": "a draft model is given to an instance in the inventory (gguf_models)",
+        "remote_host": "this server runs local models only",
+        "renderer": "it names code inside Ollama; leave it out: the model's own chat template, or "
+        "the TEMPLATE that is given, renders the conversation",
+        "parser": "it names code inside Ollama; leave it out: the answer is read by the model's "
+        "own chat template, or the TEMPLATE that is given",
+        "info": "what a model is follows from its GGUF file",
+    }
+    for field, why in unsupported.items():
+        if getattr(request, field):
+            raise ApiError(400, f"'{field}' is not supported here: {why}")
+    check_free(catalogue, request.model)
+    return name
+
+
+async def create(catalogue: Catalogue, request: CreateRequest) -> AsyncGenerator[Line]:
+    """Make the name, line by line as Ollama tells it. Raises ApiError."""
+    name = check(catalogue, request)
+    template = "" if request.template == OWN_TEMPLATE_WITH_TOOLS else request.template
+    if template:
+        try:
+            parse(template)
+        except TemplateError as error:
+            raise ApiError(400, f"template error: {error}") from error
+    if request.from_:
+        if name_key(request.from_) is None:
+            raise ApiError(400, INVALID_NAME)
+        if catalogue.base(request.from_) is None:
+            async for line in catalogue.pull(request.from_):
+                yield line
+    elif request.files:
+        yield {"status": "parsing GGUF"}
+        entry, owned = await _take_files(catalogue, name, request.files)
+    else:
+        raise ApiError(400, NEITHER)
+    async with catalogue.changing:
+        if request.from_:
+            entry, owned = _base(catalogue, request.from_)
+        created = _made(
+            catalogue, entry, made_from(entry, name.display, owned=owned), request, template
+        )
+        lines = [
+            {"status": f"{_how(catalogue, layer)} layer {layer.digest}"} for layer in created.layers
+        ]
+        await catalogue.save(created)
+    for line in (*lines, {"status": "writing manifest"}, {"status": "success"}):
+        yield line
+
+
+def _how(catalogue: Catalogue, layer: Layer) -> str:
+    return "using existing" if catalogue.has_content(layer.digest) else "creating new"
+
+
+def _base(catalogue: Catalogue, name: str) -> tuple[Entry, bool]:
+    """What FROM names, and whether its model came by this API."""
+    entry = catalogue.base(name)
+    if entry is None:
+        raise ApiError(404, f"model '{name}' not found")
+    layers = from_parent(entry.persona.layers, display_name(name))
+    before = catalogue.created(name)
+    entry = replace(entry, persona=replace(entry.persona, layers=layers))
+    return entry, bool(before and before.owned)
+
+
+def _made(
+    catalogue: Catalogue, entry: Entry, base: Created, request: CreateRequest, template: str
+) -> Created:
+    """`base`, a name that means `entry`, with the changes that are asked for."""
+    layers, adapters = base.layers, base.adapters
+    for digest in request.adapters.values():
+        layer, path = _adapter(catalogue, entry, digest)
+        layers, adapters = (*layers, layer), (*adapters, path)
+    changes = Changes(
+        template=template,
+        system=request.system,
+        license=request.license,
+        parameters=request.parameters,
+        messages=tuple(_message(one) for one in request.messages),
+    )
+    return replace(
+        base,
+        layers=overlay(layers, changes),
+        adapters=adapters,
+        requires=request.requires.removeprefix("v") or base.requires,
+    )
+
+
+def _adapter(catalogue: Catalogue, entry: Entry, digest: str) -> tuple[Layer, Path]:
+    """An adapter that the model's instances load. llama-server takes none later on."""
+    catalogue.blobs.path(digest)
+    wanted = digest.replace("sha256-", "sha256:").lower()
+    for layer, path in catalogue.facts(entry.persona.model).adapters:
+        if layer.digest == wanted:
+            return Layer(ADAPTER, layer.digest, layer.size_bytes), path
+    raise ApiError(
+        400,
+        f"adapter {digest} is none that the instances of {entry.persona.model.name} load: "
+        "llama-server takes adapters when it starts, so give it to the model in the inventory "
+        "(gguf_models: lora) and run the playbook",
+    )
+
+
+async def _take_files(
+    catalogue: Catalogue, name: ModelName, files: Mapping[str, str]
+) -> tuple[Entry, bool]:
+    """Make uploaded GGUF files a model of the store; True where it has none of that name yet."""
+    directory = catalogue.config.models_dir
+    problem = unwritable(directory)
+    if problem:
+        raise ApiError(403, problem)
+    roles: dict[str, Path] = {}
+    for file, digest in sorted(files.items()):
+        path = _content(catalogue, file, digest)
+        role = await asyncio.to_thread(_role, path)
+        if role in roles:
+            raise ApiError(
+                400,
+                f"two of the files are a {role}: give one model file, and at most one projector; "
+                "parts of a split model are joined with llama-gguf-split --merge",
+            )
+        roles[role] = path
+    if "model" not in roles:
+        raise ApiError(400, "none of the files is a model: a projector alone answers nothing")
+    try:
+        request = await asyncio.to_thread(_request, directory, catalogue.fetching, name, roles)
+        store = ModelStore(HttpClient(), ProgressFile(None, "", "bytes"))
+        fresh = read_record(request.path) is None
+        outcome = await in_thread(lambda: fetch_for_servers(store, request))
+    except (StoreError, SourceError, HttpError, OSError) as error:
+        raise ApiError(500, str(error)) from error
+    await catalogue.refresh()
+    entry = catalogue.bare(outcome.after.name)
+    if entry is None:
+        raise ApiError(500, f"{request.path} is not in the store, although it was put there")
+    for digest in files.values():
+        catalogue.blobs.remove(digest)
+    before = catalogue.created(name.display)
+    return entry, fresh or bool(before and before.owned)
+
+
+def _content(catalogue: Catalogue, file: str, digest: str) -> Path:
+    """Where an uploaded content lies, or that of an installed model."""
+    path = catalogue.blobs.path(digest)
+    if path.is_file():
+        return path
+    model = catalogue.model_with(digest)
+    if model is None:
+        raise ApiError(400, f"blob not found for {file} (digest {digest}): file does not exist")
+    return model.path
+
+
+def _role(path: Path) -> str:
+    try:
+        with FileBytes(path) as file:
+            header = read_header(file)
+    except (GgufError, OSError) as error:
+        raise ApiError(400, f"{NOT_GGUF}: {error}") from error
+    return _role_of(header)
+
+
+def _role_of(header: GgufHeader) -> str:
+    kind = header.metadata.get("general.type")
+    if kind == "mmproj" or header.metadata.get("general.architecture") in _PROJECTORS:
+        return "projector"
+    if kind == "adapter" or "adapter.type" in header.metadata:
+        raise ApiError(400, "the file is an adapter; name it in 'adapters', and a model in 'from'")
+    return "model"
+
+
+def _request(
+    directory: Path, settings: FetchSettings, name: ModelName, roles: Mapping[str, Path]
+) -> FetchRequest:
+    file = re.sub(r"[^A-Za-z0-9._-]+", "-", name.display).strip(".-") + ".gguf"
+    here = read_record(directory / file)
+    is_own = here is not None and name_key(here.name) == name.key
+    if not is_own and (directory / file).exists():
+        file = f"{stem_of(file)}-{roles['model'].name[-12:]}.gguf"
+    projector = roles.get("projector")
+    return FetchRequest(
+        name.display,
+        directory,
+        wanted_files(
+            Source("file", str(roles["model"])),
+            file,
+            mmproj=Companion(Source("file", str(projector))) if projector else None,
+        ),
+        settings,
+        latest=True,
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return bool(path) and all(part not in ("", ".", "..") for part in path.split("/"))
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """As Ollama's api.Message is written: role and content always, the rest where it is there."""
+    calls = [
+        {
+            **({"id": call.id} if call.id else {}),
+            "function": {"name": call.name, "arguments": dict(call.arguments)},
+        }
+        for call in message.tool_calls
+    ]
+    rest = {
+        "thinking": message.thinking,
+        "images": [base64.b64encode(image).decode() for image in message.images],
+        "tool_calls": calls,
+        "tool_name": message.tool_name,
+        "tool_call_id": message.tool_call_id,
+    }
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    return told | {key: value for key, value in rest.items() if value}

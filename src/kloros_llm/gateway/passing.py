@@ -1,0 +1,107 @@
+"""Requests that the engine answers itself, handed on: only the model's name is the client's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from aiohttp import web
+
+from .access_log import RECORD
+from .answering import told
+from .backends import Backends, LoadClock
+from .catalogue import Served
+from .engine import Engine
+from .engine_answers import failure
+from .engine_errors import EngineError, EngineGoneError
+from .errors import ApiError, error_body
+from .json_text import string
+
+# A key cannot look so inside of a string, where its quotes are escaped.
+_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_REASONING = re.compile(rb'"reasoning_content"(?=\s*:)')
+_EVENT_END = b"\n\n"
+
+MakeBody = Callable[[str], bytes]
+
+
+async def pass_on(
+    request: web.Request,
+    backends: Backends,
+    served: Served,
+    *,
+    path: str,
+    make_body: MakeBody,
+    content_type: str = "application/json",
+) -> web.StreamResponse:
+    """Ask the engine at `path` and answer with what it says.
+
+    `make_body` is given the name that the engine has for the model. Raises EngineError for what
+    the engine refuses, ApiError for what fails otherwise before the first byte.
+    """
+    name = request[RECORD].model
+
+    async def ask(engine: Engine) -> aiohttp.ClientResponse:
+        body = make_body(engine.model or name)
+        response = await engine.open("POST", path, {"Content-Type": content_type}, body)
+        if response.status != 200:
+            raw = await response.read()
+            response.close()
+            raise failure(response.status, raw)
+        return response
+
+    streamed = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    try:
+        with told(refusals=False):
+            async with backends.open(served, ask, loading=LoadClock()) as response:
+                if response.content_type == "text/event-stream":
+                    await _events(request, response, streamed, name)
+                    await streamed.write_eof()
+                    return streamed
+                whole = _renamed(await response.read(), name)
+    except ApiError as error:
+        if not streamed.prepared:
+            raise
+        await streamed.write(b"data: " + error_body("openai", 500, error.text).data + b"\n")
+        await streamed.write_eof()
+        return streamed
+    request[RECORD].first_token()
+    kind = response.headers.get("Content-Type", "application/json")
+    return web.Response(body=whole, headers={"Content-Type": kind})
+
+
+async def _events(
+    request: web.Request, source: aiohttp.ClientResponse, response: web.StreamResponse, name: str
+) -> None:
+    async for event in _whole_events(source):
+        if not response.prepared:
+            request[RECORD].first_token()
+            await response.prepare(request)
+        await response.write(_renamed(event, name))
+    if not response.prepared:
+        raise EngineGoneError("a stream without events", began=False)
+
+
+async def _whole_events(source: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """One or more events at a time, none of them in parts."""
+    rest = b""
+    async for chunk in source.content.iter_any():
+        rest += chunk
+        end = rest.rfind(_EVENT_END) + len(_EVENT_END)
+        if end >= len(_EVENT_END):
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _renamed(answer: bytes, name: str) -> bytes:
+    """The client's name for the model, and Ollama's for what it thought."""
+    model = b'"model":' + string(name).encode()
+    return _REASONING.sub(b'"reasoning"', _MODEL.sub(lambda _: model, answer))
+
+
+def is_too_long(error: EngineError) -> bool:
+    """Whether a prompt was refused for its length."""
+    return error.kind == "exceed_context_size_error"

@@ -1,0 +1,64 @@
+"""POST /api/generate and /api/chat."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from .access_log import RECORD
+from .answer_lines import JSON, ChatAnswer, GenerateAnswer
+from .answering import Totals, respond, told
+from .api_requests import ChatRequest, GenerateRequest
+from .errors import ApiError
+from .pieces import Piece
+from .preparing import (
+    MODEL_REQUIRED,
+    chat_generation,
+    find,
+    generate_generation,
+)
+from .services import SERVICES
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """A prompt's continuation; without a prompt, a load or an unload."""
+    services, record = request.app[SERVICES], request[RECORD]
+    asked = GenerateRequest.parse(await request.read())
+    served = find(services, record, asked.model)
+    answer = GenerateAnswer(asked.model)
+    if not asked.prompt and asked.unloads:
+        services.backends.unload(served)
+        return _whole(answer.whole(Piece(), Totals("unload")))
+    with told():
+        generation = await generate_generation(services, record, served, asked)
+        if not asked.prompt:
+            await generation.load()
+            return _whole(answer.whole(Piece(), Totals("load")))
+        if asked.debug_render_only:
+            return _whole(answer.rendered(await generation.rendered(), len(asked.images)))
+    return await respond(request, generation, answer, stream=asked.stream)
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """A conversation's next message; without messages, a load or an unload."""
+    services, record = request.app[SERVICES], request[RECORD]
+    asked = ChatRequest.parse(await request.read())
+    if not asked.model:
+        raise ApiError(400, MODEL_REQUIRED)
+    served = find(services, record, asked.model)
+    answer = ChatAnswer(asked.model)
+    if not asked.messages and asked.unloads:
+        services.backends.unload(served)
+        return _whole(answer.whole(Piece(), Totals("unload")))
+    generation = chat_generation(services, record, served, asked)
+    with told():
+        if not asked.messages:
+            await generation.load()
+            return _whole(answer.whole(Piece(), Totals("load")))
+        if asked.debug_render_only:
+            images = sum(len(message.images) for message in asked.messages)
+            return _whole(answer.rendered(await generation.rendered(), images))
+    return await respond(request, generation, answer, stream=asked.stream)
+
+
+def _whole(text: str) -> web.Response:
+    return web.Response(body=text.encode(), headers={"Content-Type": JSON})

@@ -1,0 +1,168 @@
+"""What the prompt of a /completion is made from: a text, or a conversation and a Go template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from .api_tools import Message
+from .conversation import Conversation
+from .errors import ApiError
+from .go_template import TemplateError
+from .prompt import Prompt, Template, fit_prompt, make_prompt, parse
+from .thinking import ThinkingParser
+from .tool_calls import ToolParser
+
+THINK_TAGS = ("<think>", "</think>")
+
+
+class Tokenize(Protocol):
+    """A text's token ids."""
+
+    async def __call__(self, text: str) -> list[int]: ...
+
+
+class Source(Protocol):
+    """One prompt's source."""
+
+    def prompt(self) -> Prompt:
+        """All of it."""
+
+    async def fitted(self, limit: int, tokenize: Tokenize) -> Prompt:
+        """As much of it as `limit` tokens hold, or the least that can be left."""
+
+    def continued(self, thinking: str) -> Source:
+        """The same, with what the model has thought so far."""
+
+    def thinking_parser(self, prompt: Prompt) -> ThinkingParser | None:
+        """For what the model says to `prompt`; None where its thinking is not looked for."""
+
+    def tool_parser(self) -> ToolParser | None:
+        """For what the model says; None where it was given no tools."""
+
+
+class TextSource:
+    """A prompt as it is. `think`: the model is one that may think, in the usual tags."""
+
+    def __init__(self, text: str, images: Sequence[bytes] = (), *, thinks: bool = False) -> None:
+        self._prompt = Prompt(text, tuple(images))
+        self._thinks = thinks
+
+    def prompt(self) -> Prompt:
+        """The text."""
+        return self._prompt
+
+    async def fitted(self, limit: int, tokenize: Tokenize) -> Prompt:
+        """The text: nothing of it can be told apart."""
+        del limit, tokenize
+        return self._prompt
+
+    def continued(self, thinking: str) -> TextSource:
+        """With the thinking at its end."""
+        opening, closing = THINK_TAGS
+        text = f"{self._prompt.text}{opening}\n{thinking}\n{closing}\n\n"
+        return TextSource(text, self._prompt.images)
+
+    def thinking_parser(self, prompt: Prompt) -> ThinkingParser | None:
+        """With the usual tags."""
+        return ThinkingParser(*THINK_TAGS, prompt=prompt.text) if self._thinks else None
+
+    def tool_parser(self) -> None:
+        """A text has no tools."""
+
+
+class TemplateSource:
+    """A conversation by a Go template.
+
+    `own` is the persona's template, `asked` one of the request, with which Ollama leaves out no
+    messages. With a `suffix` the prompt is what stands before it. `before` goes in front of all.
+    """
+
+    def __init__(
+        self,
+        own: str,
+        conversation: Conversation,
+        *,
+        inline: bool = False,
+        asked: str = "",
+        prompt: str = "",
+        suffix: str = "",
+        before: str = "",
+    ) -> None:
+        self._own = template_of(own)
+        self._template = template_of(asked) if asked else self._own
+        self._asked = bool(asked)
+        self._conversation = conversation
+        self._inline = inline
+        self._before_suffix = prompt
+        self._suffix = suffix
+        self._before = before
+
+    def prompt(self) -> Prompt:
+        """The whole conversation. Raises ApiError where the template cannot be rendered."""
+        conversation = self._conversation
+        try:
+            if self._suffix:
+                text = self._template.render(
+                    prompt=self._before_suffix, suffix=self._suffix, think=conversation.think
+                )
+                return Prompt(self._before + text, ())
+            made = make_prompt(
+                self._template,
+                conversation.messages,
+                conversation.tools,
+                think=conversation.think,
+            )
+        except TemplateError as error:
+            raise ApiError(500, str(error)) from error
+        return replace(made, text=self._before + made.text) if self._before else made
+
+    async def fitted(self, limit: int, tokenize: Tokenize) -> Prompt:
+        """Without the oldest messages."""
+        if self._suffix or self._asked:
+            return self.prompt()
+
+        async def count(text: str) -> int:
+            return len(await tokenize(text))
+
+        conversation = self._conversation
+        try:
+            made = await fit_prompt(
+                self._template,
+                conversation.messages,
+                conversation.tools,
+                think=conversation.think,
+                budget_tokens=limit,
+                count=count,
+            )
+        except TemplateError as error:
+            raise ApiError(500, str(error)) from error
+        return replace(made, text=self._before + made.text)
+
+    def continued(self, thinking: str) -> TemplateSource:
+        """With a message that has thought, and not yet answered."""
+        thought = Message("assistant", thinking=thinking)
+        conversation = self._conversation
+        longer = replace(conversation, messages=(*conversation.messages, thought))
+        return TemplateSource(self._own.source, longer, inline=self._inline, before=self._before)
+
+    def thinking_parser(self, prompt: Prompt) -> ThinkingParser | None:
+        """With the tags that the persona's template writes around thinking."""
+        tags = self._own.thinking_tags
+        if not self._conversation.think or self._inline or tags is None:
+            return None
+        return ThinkingParser(*tags, prompt=prompt.text)
+
+    def tool_parser(self) -> ToolParser | None:
+        """With what the persona's template writes before a call."""
+        tools = self._conversation.tools
+        return ToolParser(self._own.tool_tag, tools) if tools else None
+
+
+def template_of(source: str) -> Template:
+    """Raises ApiError where it cannot be read."""
+    try:
+        return parse(source)
+    except TemplateError as error:
+        raise ApiError(500, str(error)) from error
