@@ -175,6 +175,7 @@ class FilterModule:
             "endpoint_table": plan_text.endpoints,
             "findings_text": findings.render,
             "gateway_credentials": gateway_toml.credentials,
+            "gateway_keys": gateway_toml.keys_of_listeners,
             "gateway_packages": gateway_plan.gateway_packages,
             "gateway_toml": gateway_toml.gateway_toml,
             "kloros_llm_plan": plan.make_plan,

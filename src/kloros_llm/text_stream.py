@@ -56,7 +56,7 @@ class TextStream(Iterator[str]):
             self._clock = Clock(self._timeouts)
             self._events = self._start(self._clock, self._cancel)
         elif self.text or self.thinking or self.tool_calls:
-            pass
+            self._clock.wait_for_next_piece()
         try:
             return next(self._events)
         except StopIteration:

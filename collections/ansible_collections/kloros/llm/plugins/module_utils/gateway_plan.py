@@ -66,6 +66,8 @@ def plan_gateway(
     gateway = {
         **settings,
         "wished": bool(wish["listeners"]),
+        # One that is made on the way has a group of its own name.
+        "group": (host["users"][wishes["user"]] or {"group": wishes["user"]})["group"],
         "state_dir": STATE_DIR,
         "models_dir": folder,
         "hf_endpoint": wishes["gguf_models"]["hf_endpoint"],

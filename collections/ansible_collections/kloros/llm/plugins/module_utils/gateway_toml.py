@@ -7,27 +7,44 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+
+from .gateway_plan import listener_name
+from .gateway_wishes import LISTENER_KEYS
+from .wishes import with_defaults
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
-def credentials(gateway: Mapping[str, Any]) -> dict[str, str]:
-    """What the gateway's unit passes to it: name to what it is.
+def credentials(gateway: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the gateway's unit passes to it, by name: the file that holds it.
 
-    That is a path on the host, `listener NAME` for the keys of a listener, or `instance NAME`.
+    A relative path begins at the folder `credentials/gateway`; None is for a listener's keys.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     for listener in gateway["listeners"]:
+        key = _key_of_listener(listener)
         if listener["api_key"]:
-            found[_key_of_listener(listener)] = f"listener {listener['name']}"
+            found[key] = None
         if listener["tls"]:
-            found[f"{_key_of_listener(listener)}.certificate.pem"] = listener["tls"]["certificate"]
-            found[f"{_key_of_listener(listener)}.key.pem"] = listener["tls"]["key"]
+            found[f"{key}.certificate.pem"] = listener["tls"]["certificate"]
+            found[f"{key}.key.pem"] = listener["tls"]["key"]
     for name, instance in gateway["instances"].items():
         if instance["api_key"]:
-            found[f"instance-{name}"] = f"instance {name}"
+            found[f"instance-{name}"] = f"../{name}.key"
+    return found
+
+
+def keys_of_listeners(wishes: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The keys of the clients of each listener, by its name; `wishes` are the inventory's own."""
+    found = {}
+    for raw in wishes:
+        wish = with_defaults(raw, LISTENER_KEYS)
+        keys = wish["api_key"] or []
+        found[listener_name(wish["address"], wish["port"])] = (
+            [keys] if isinstance(keys, str) else list(keys)
+        )
     return found
 
 
