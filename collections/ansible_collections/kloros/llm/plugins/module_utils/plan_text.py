@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .http_client import display_url
+
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with aligned columns; the first row is the heading."""
@@ -51,11 +53,18 @@ def host_lines(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def source_text(source: str) -> str:
+    """A model's source as people may see it: what a URL's query holds may be a secret."""
+    return display_url(source) if source.startswith("http") else source
+
+
 def table(plan: Mapping[str, Any]) -> list[str]:
     """The whole plan: llama.cpp, models and instances."""
     lines = host_lines(plan)
     if plan["models"]:
-        models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
+        models = [
+            [model["name"], model["file"], source_text(model["source"])] for model in plan["models"]
+        ]
         lines += ["", *columns([["model", "file", "source"], *models])]
     if plan["instances"]:
         instances = [

@@ -218,7 +218,11 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import (
     read_model_source,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import GgufError
-from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.http_client import (
+    MAX_ATTEMPTS_HEADER,
+    HttpClient,
+    HttpError,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.model_placement import may_be
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
@@ -261,7 +265,7 @@ def read_from_source(source: Source, params: dict[str, Any]) -> tuple[GgufModel,
     local = file_at_hand(source, name, params["offline_dir"], offline=params["offline"])
     if local:
         return read_model_file(local), True
-    client = HttpClient(params["timeout_s"])
+    client = HttpClient(params["timeout_s"], max_attempts=MAX_ATTEMPTS_HEADER)
     endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
     return read_model_source(source, client, endpoint, params["hf_token"] or None), False
 

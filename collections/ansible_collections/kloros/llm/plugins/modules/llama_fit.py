@@ -220,7 +220,11 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_header_files impor
     local_headers,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import GgufError
-from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.http_client import (
+    MAX_ATTEMPTS_HEADER,
+    HttpClient,
+    HttpError,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.llama_dry_run import (
     DeviceRow,
     DryRunError,
@@ -312,7 +316,7 @@ def stand_ins(params: Mapping[str, Any]) -> dict[str, Sequence[Header]]:
         if local:
             headers[path] = local_headers(local)
         else:
-            client = HttpClient(params["http_timeout_s"])
+            client = HttpClient(params["http_timeout_s"], max_attempts=MAX_ATTEMPTS_HEADER)
             headers[path] = fetch_headers(source, client, endpoint, params["hf_token"] or None)
     return headers
 
