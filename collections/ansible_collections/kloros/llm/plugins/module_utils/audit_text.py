@@ -113,7 +113,8 @@ def _about_indices(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> list[s
     return [
         "",
         f"{', '.join(dict.fromkeys(by_index))} names GPUs by index: this is for GPUs that are",
-        "locked out. Where a card is taken out, those after it get other indices: name them by UUID.",
+        "locked out. Where a card is taken out, those after it get other indices, so name",
+        "them by UUID.",
     ]
 
 
