@@ -52,8 +52,17 @@ lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
 	$(BIN)/ansible-galaxy collection build --force --output-path dist collections/ansible_collections/kloros/llm
 
 .PHONY: unit
-unit: needs $(VENV)/.installed ## the core, the modules, the filters, the stand-ins
-	$(BIN)/python -m pytest tests/unit
+unit: needs $(VENV)/.installed ## the core, the modules, the filters, modelctl, the stand-ins, and a short fuzz run
+	$(BIN)/python -m pytest --numprocesses=auto tests/unit tests/fuzz
+
+# Of llama.cpp it needs a build: LLAMA_BIN=/opt/llama.cpp/current/bin, else one is made (ten minutes on two cores).
+.PHONY: bench
+bench: export PYTHONPATH := $(CURDIR)/collections
+bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; the memory plan against llama.cpp
+	@testbed/install_needs.sh aria2 curl cmake ninja-build
+	$(BIN)/python -m tests.bench.download
+	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
+		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params"
 
 .PHONY: molecule
 molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default

@@ -9,6 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kloros.llm.plugins.module_utils import (
+    audit_text,
     cuda_build_plan,
     cuda_code,
     cuda_redist,
@@ -16,9 +17,14 @@ from ansible_collections.kloros.llm.plugins.module_utils import (
     llama_help,
     llama_option_check,
     plan,
+    plan_memory,
     plan_text,
     release,
     systemd_env,
+    vram_budget,
+    vram_need,
+    vram_plan,
+    vram_text,
 )
 
 _REMOVED = {"llama_cpp_cuda_compiler": "name the toolkit's folder in llama_cpp_cuda_toolkit"}
@@ -107,15 +113,63 @@ def cuda_redist_archives(manifest: str, architecture: str) -> list[cuda_redist.A
         raise AnsibleFilterError(f"cuda_redist_archives: {problem}") from problem
 
 
+def memory_table(memory: Mapping[str, Any]) -> list[str]:
+    """What the instances take, and what the servers themselves said of it."""
+    return [*vram_text.instance_lines(memory), *plan_text.engine_lines(memory)]
+
+
+def plan_vram(
+    gpus: Iterable[Mapping[str, Any]],
+    instances: Iterable[Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
+    host: Mapping[str, Any],
+    *,
+    own_pids: Iterable[int] = (),
+    own_mib: Mapping[str, int] | None = None,
+    reserves: Mapping[Any, Any] | None = None,
+    default_reserve_mib: int = vram_budget.DEFAULT_RESERVE_MIB,
+    cuda_context_mib: int | Mapping[str, int] = vram_need.CUDA_CONTEXT_MIB,
+    corrections: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> dict[str, Any]:
+    """Fit instances into the memory of GPUs: `gpus | vram_plan(instances, models, host)`.
+
+    `gpus` are `gpu_info`'s, `models` map names to what `gguf_info` returned of them, `host` has
+    `memory_mib` and `reserve_mib`. An instance has `name`, `model`, `gpus` (UUIDs), `context`
+    ({want, min}), `slots` and `kv_cache` (types, best first). All else that they may have, the
+    options and the answer are described at `vram_plan` in module_utils/vram_plan.py.
+    """
+    try:
+        return vram_plan.vram_plan(
+            list(gpus),
+            list(instances),
+            models,
+            host,
+            own_pids=own_pids,
+            own_mib=own_mib,
+            reserves=reserves,
+            default_reserve_mib=default_reserve_mib,
+            cuda_context_mib=cuda_context_mib,
+            corrections=corrections,
+        )
+    except KeyError as missing:
+        raise AnsibleFilterError(
+            f"vram_plan: {missing} is missing in one of its gpus, instances, models or host"
+        ) from missing
+    except (TypeError, ValueError) as problem:
+        raise AnsibleFilterError(f"vram_plan: {problem}") from problem
+
+
 class FilterModule:
     """The filters, by the names that templates use."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "audit_report": audit_text.audit_report,
             "cmake_definitions": release.definitions,
             "cuda_build_plan": cuda_plan_for_gpus,
             "cuda_package_problems": cuda_code.package_problems,
             "cuda_redist_archives": cuda_redist_archives,
+            "dry_run_findings": plan_memory.dry_run_findings,
             "endpoint_table": plan_text.endpoints,
             "findings_text": findings.render,
             "kloros_llm_plan": plan.make_plan,
@@ -123,8 +177,16 @@ class FilterModule:
             "llama_help_findings": llama_help_findings,
             "llama_packages": plan.packages,
             "llama_release": release.describe,
+            "memory_table": memory_table,
+            "models_to_fetch": plan.models_to_fetch,
+            "models_to_read": plan.models_to_read,
             "outdated_releases": release.outdated,
+            "plan_dry_runs": plan_memory.known_dry_runs,
+            "plan_sources": plan_memory.plan_sources,
             "plan_table": plan_text.table,
+            "previous_plan": plan_memory.previous_plan,
             "role_variables": role_variables,
             "systemd_environment": systemd_environment,
+            "vram_plan": plan_vram,
+            "with_dry_runs": plan_memory.with_dry_runs,
         }

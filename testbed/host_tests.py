@@ -116,6 +116,13 @@ class Hub:
         """Have things go wrong from now on."""
         requests.patch(f"{self.url}/_stand_in/faults", json=changes, timeout=10).raise_for_status()
 
+    def faults(self) -> dict[str, Any]:
+        """What is still to go wrong."""
+        answer = requests.get(f"{self.url}/_stand_in/faults", timeout=10)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
     def mend(self) -> None:
         """Have nothing go wrong any more, and forget what was asked."""
         requests.delete(f"{self.url}/_stand_in/faults", timeout=10).raise_for_status()

@@ -5,7 +5,8 @@ The root folder holds `<owner>/<repo>/<path>`. Large files are answered with a r
 listener, the "CDN", as the Hub does; text files (`.md`, `.json`, `.txt`, `.gitattributes`) come
 from the Hub itself and carry no sha256, because they are not in Git LFS.
 
-A repository that holds a file named `.gated` asks for the token. Faults are set on the running
+A repository that holds a file named `.gated` asks for the token. `<file>.sha256` beside a file
+states its digest, for files whose content nobody reads. Faults are set on the running
 object (`hub.faults.cut_after_bytes = 1000`) or by HTTP:
 
     GET    /_stand_in/faults      the faults in force
@@ -24,6 +25,7 @@ import json
 import os
 import re
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -33,13 +35,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 Listener = Literal["hub", "cdn"]
 TEXT_SUFFIXES = (".md", ".json", ".txt", ".gitattributes")
-CHUNK_BYTES = 64 * 1024
+PIECES_PER_S = 50
 NOT_FOR_EVERYONE = ".gated"
+STATED_DIGEST = ".sha256"
 
 
 @dataclass
@@ -59,7 +62,20 @@ class Faults:
     retry_after: str | None = None
     """The Retry-After header that goes with `fail_status`: seconds or an HTTP date."""
     bytes_per_s: int | None = None
-    """Bandwidth of one response."""
+    """Bandwidth of one connection."""
+    latency_s: float = 0.0
+    """Wait so long before every answer."""
+    max_connections: int | None = None
+    """Refuse what comes over further connections to the CDN with `busy_status`, and hang up."""
+    busy_status: int = 503
+    signed_requests: int | None = None
+    """A signed address opens so many requests (with bodies) and is refused from then on."""
+    redirect_loop: bool = False
+    """Redirect every file to itself."""
+    shift_range_bytes: int = 0
+    """Answer a range with another one that begins so many bytes later."""
+    new_etag_after: int | None = None
+    """The CDN gives another ETag from the answer with this number on (counted from 0)."""
     ignore_range: bool = False
     """Answer 200 with the whole file, as servers without ranges do."""
     linked_size_bytes: int | None = None
@@ -76,6 +92,8 @@ class RequestRecord:
     range: str | None
     authorization: bool
     status: int
+    client_port: int = 0
+    """The same for requests over one connection."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +171,8 @@ class Store:
         """Return every file of a repository, sorted by name."""
         folder = self.repository(repo)
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return [self.file(repo, name) for name in names if name != NOT_FOR_EVERYONE]
+        own = [name for name in names if not name.endswith((NOT_FOR_EVERYONE, STATED_DIGEST))]
+        return [self.file(repo, name) for name in own]
 
     def commit(self, repo: str) -> str:
         """Return the repository's only commit: 40 hex digits that follow from its content."""
@@ -161,6 +180,9 @@ class Store:
         return hashlib.sha1("\n".join(listing).encode(), usedforsecurity=False).hexdigest()
 
     def _sha256(self, path: Path) -> str:
+        stated = path.with_name(path.name + STATED_DIGEST)
+        if stated.exists():
+            return stated.read_text().strip()
         status = path.stat()
         key = (path, status.st_size, status.st_mtime_ns)
         with self._lock:
@@ -203,6 +225,11 @@ class StandInHub:
         self.faults = faults or Faults()
         self.bind = bind
         self._records: list[RequestRecord] = []
+        self._bytes_served = 0
+        self._bodies = 0
+        self._connections: set[object] = set()
+        self._signed = 0
+        self._opened: dict[str, int] = {}
         self._lock = threading.Lock()
         self._hub = _Server((bind, port), self.handler(), self)
         try:
@@ -238,10 +265,17 @@ class StandInHub:
         with self._lock:
             return list(self._records)
 
+    @property
+    def bytes_served(self) -> int:
+        """How many bytes of bodies of files were handed to the network so far."""
+        with self._lock:
+            return self._bytes_served
+
     def forget_requests(self) -> None:
         """Start the record anew."""
         with self._lock:
             self._records.clear()
+            self._bytes_served = self._bodies = 0
 
     def start(self) -> None:
         """Serve from threads of this process."""
@@ -281,6 +315,44 @@ class StandInHub:
     def signature(self, path: str) -> str:
         """Return what the CDN wants to see in the query of `path`."""
         return hashlib.sha256(f"{self.token} {path}".encode()).hexdigest()[:32]
+
+    def new_signed_query(self, path: str) -> str:
+        """Return a query that opens `path`, as often as the faults allow."""
+        with self._lock:
+            self._signed += 1
+            return f"Expires=3600&Serial={self._signed}&Signature={self.signature(path)}"
+
+    def take_signed_request(self, serial: str) -> bool:
+        """Tell whether the signed address with this serial still opens something, and count it."""
+        with self._lock:
+            self._opened[serial] = self._opened.get(serial, 0) + 1
+            allowed = self.faults.signed_requests
+            return allowed is None or self._opened[serial] <= allowed
+
+    def enter_connection(self, connection: object) -> bool:
+        """Count an open connection to the CDN; False if it is one too many."""
+        with self._lock:
+            allowed = self.faults.max_connections
+            if allowed is not None and len(self._connections - {connection}) >= allowed:
+                return False
+            self._connections.add(connection)
+            return True
+
+    def leave_connection(self, connection: object) -> None:
+        """The connection was closed."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def count_body(self) -> int:
+        """Return how many answers with bodies of files came before this one."""
+        with self._lock:
+            self._bodies += 1
+            return self._bodies - 1
+
+    def count_bytes(self, count: int) -> None:
+        """Remember that so many bytes of a file went out."""
+        with self._lock:
+            self._bytes_served += count
 
     def take_failure(self, listener: Listener) -> Answer | None:
         """Return the failure to answer with now, if one is due, and count it."""
@@ -326,6 +398,7 @@ class StandInHub:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(
         self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], hub: StandInHub
@@ -346,6 +419,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "stand-in-hub"
+    disable_nagle_algorithm = True
     listener: Listener
     server: _Server
 
@@ -375,6 +449,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         self.status = 0
+        if self.hub.faults.latency_s:
+            time.sleep(self.hub.faults.latency_s)
         try:
             failure = self.hub.take_failure(self.listener)
             if failure:
@@ -394,6 +470,7 @@ class _Handler(BaseHTTPRequestHandler):
                 headers.get("Range"),
                 "Authorization" in headers,
                 code,
+                self.client_address[1],
             )
         )
         super().send_response(code, message)
@@ -416,6 +493,9 @@ class _Handler(BaseHTTPRequestHandler):
         """
         faults = self.hub.faults
         asked = None if faults.ignore_range else self._range(file.size_bytes, etag)
+        if asked and faults.shift_range_bytes:
+            start = min(asked[0] + faults.shift_range_bytes, file.size_bytes - 1)
+            asked = (start, max(start + 1, asked[1]))
         start, stop = asked or (0, file.size_bytes)
         self.send_response(206 if asked else 200)
         for name, value in headers.items():
@@ -433,10 +513,31 @@ class _Handler(BaseHTTPRequestHandler):
         cut = self.hub.take_cut(stop - start)
         corrupt_at = faults.corrupt_at if file.in_lfs else None
         end = stop if cut is None else start + cut
-        for chunk in _paced(_read(file.path, start, end, corrupt_at), faults.bytes_per_s):
-            self.wfile.write(chunk)
+        if faults.bytes_per_s:
+            # A slow line holds little; so what counts as served has nearly arrived.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        with file.path.open("rb") as stream:
+            for at, count in _paced(start, end, faults.bytes_per_s):
+                self._send_piece(stream, at, count, corrupt_at)
         if cut is not None:
             self.close_connection = True
+
+    def _send_piece(self, stream: BinaryIO, at: int, count: int, corrupt_at: int | None) -> None:
+        """Send `count` bytes from `at` on, the one at `corrupt_at` flipped."""
+        stop = at + count
+        if corrupt_at is not None and at <= corrupt_at < stop:
+            self._send_piece(stream, at, corrupt_at - at, None)
+            (byte,) = os.pread(stream.fileno(), 1, corrupt_at)
+            self.wfile.write(bytes([byte ^ 0xFF]))
+            self.hub.count_bytes(1)
+            at = corrupt_at + 1
+        while at < stop:
+            # Past Python's buffers: the server is not to be what is measured.
+            sent = os.sendfile(self.connection.fileno(), stream.fileno(), at, stop - at)
+            if not sent:
+                return
+            self.hub.count_bytes(sent)
+            at += sent
 
     def _range(self, size: int, etag: str) -> tuple[int, int] | None:
         """Return start and stop (exclusive) of the range asked for; None is the whole file."""
@@ -460,11 +561,22 @@ class CdnHandler(_Handler):
 
     listener = "cdn"
 
+    def finish(self) -> None:
+        """Close the connection."""
+        self.hub.leave_connection(self)
+        super().finish()
+
     def answer(self) -> None:
         """Send the file."""
+        if not self.hub.enter_connection(self):
+            self.close_connection = True
+            raise Answer(self.hub.faults.busy_status, message="too many connections")
         url = urlsplit(self.path)
-        if parse_qs(url.query).get("Signature") != [self.hub.signature(url.path)]:
+        query = parse_qs(url.query)
+        if query.get("Signature") != [self.hub.signature(url.path)]:
             raise Answer(403, "AccessDenied", "The signature of this address is wrong.")
+        if self.command == "GET" and not self.hub.take_signed_request(query["Serial"][0]):
+            raise Answer(403, "AccessDenied", "Request has expired")
         owner, name, sha256, path = unquote(url.path).lstrip("/").split("/", 3)
         try:
             file = self.hub.store.file(f"{owner}/{name}", path)
@@ -472,7 +584,11 @@ class CdnHandler(_Handler):
             raise Answer(404, message="Not Found") from error
         if file.sha256 != sha256:
             raise Answer(404, message="Not Found")
-        self.send_file(file, f'"{file.sha256}"', {})
+        etag = file.sha256
+        new_after = self.hub.faults.new_etag_after
+        if self.command == "GET" and new_after is not None and self.hub.count_body() >= new_after:
+            etag += "-another"
+        self.send_file(file, f'"{etag}"', {})
 
 
 class HubHandler(_Handler):
@@ -549,7 +665,8 @@ class HubHandler(_Handler):
             self.send_file(file, f'"{file.oid}"', headers)
             return
         size = self.hub.faults.linked_size_bytes
-        location = self._cdn_address(repo, file)
+        looping = self.hub.faults.redirect_loop
+        location = self.path if looping else self._cdn_address(repo, file)
         headers |= {
             "Location": location,
             "Accept-Ranges": "bytes",
@@ -563,8 +680,7 @@ class HubHandler(_Handler):
         host = urlsplit(f"//{self.headers.get('Host', self.hub.bind)}").hostname
         other = {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(str(host), str(host))
         path = f"/{repo}/{file.sha256}/{quote(file.name)}"
-        query = f"Expires=3600&Signature={self.hub.signature(path)}"
-        return f"http://{other}:{self.hub.cdn_port}{path}?{query}"
+        return f"http://{other}:{self.hub.cdn_port}{path}?{self.hub.new_signed_query(path)}"
 
     def _model(self, repo: str, _path: str) -> None:
         folder = self.hub.store.repository(repo)
@@ -634,7 +750,10 @@ class HubHandler(_Handler):
             case "DELETE", "/_stand_in/requests":
                 hub.forget_requests()
             case "GET", "/_stand_in/requests":
-                reply = {"requests": [asdict(record) for record in hub.requests]}
+                reply = {
+                    "requests": [asdict(record) for record in hub.requests],
+                    "bytes_served": hub.bytes_served,
+                }
             case "GET", "/_stand_in/faults":
                 pass
             case _:
@@ -647,32 +766,21 @@ class HubHandler(_Handler):
         self.wfile.write(content)
 
 
-def _read(path: Path, start: int, stop: int, corrupt_at: int | None) -> Iterator[bytes]:
-    """Yield the file's bytes from start to stop, the one at `corrupt_at` flipped."""
-    with path.open("rb") as stream:
-        stream.seek(start)
-        at = start
-        while at < stop:
-            chunk = bytearray(stream.read(min(CHUNK_BYTES, stop - at)))
-            if not chunk:
-                return
-            if corrupt_at is not None and at <= corrupt_at < at + len(chunk):
-                chunk[corrupt_at - at] ^= 0xFF
-            at += len(chunk)
-            yield bytes(chunk)
+def _paced(start: int, stop: int, bytes_per_s: int | None) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of pieces to send, no faster than `bytes_per_s`.
 
-
-def _paced(chunks: Iterator[bytes], bytes_per_s: int | None) -> Iterator[bytes]:
-    """Pass the chunks on, no faster than `bytes_per_s`."""
-    for chunk in chunks:
-        if not bytes_per_s:
-            yield chunk
-            continue
-        step = max(1, min(len(chunk), bytes_per_s // 10))
-        for at in range(0, len(chunk), step):
-            piece = chunk[at : at + step]
-            yield piece
-            time.sleep(len(piece) / bytes_per_s)
+    The wait after the last piece counts: the connection's next answer comes after it.
+    """
+    if not bytes_per_s:
+        yield start, stop - start
+        return
+    step = max(1, bytes_per_s // PIECES_PER_S)
+    began = time.monotonic()
+    for at in range(start, stop, step):
+        count = min(step, stop - at)
+        yield at, count
+        due = began + (at + count - start) / bytes_per_s
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 def main() -> int:

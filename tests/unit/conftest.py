@@ -44,7 +44,11 @@ _HOST: dict[str, Any] = {
     "packages_missing": ["cmake"],
     "listeners": [],
     "units": [],
+    "unit_processes": {},
     "foreign_units": [],
+    "headers": [],
+    "before": {},
+    "dry_runs": {"release": "", "answers": {}},
     "gpus": {
         "status": "no_tool",
         "detail": "there is no nvidia-smi",
@@ -67,6 +71,8 @@ KLOROS_GPUS: dict[str, Any] = {
             "name": "NVIDIA GeForce RTX 3060",
             "compute_capability": "8.6",
             "memory_total_mib": 12288,
+            "memory_free_mib": 12037,
+            "processes": [],
         },
         {
             "index": 1,
@@ -74,6 +80,8 @@ KLOROS_GPUS: dict[str, Any] = {
             "name": "NVIDIA GeForce GTX 1080 Ti",
             "compute_capability": "6.1",
             "memory_total_mib": 11264,
+            "memory_free_mib": 11014,
+            "processes": [],
         },
     ],
 }
@@ -117,10 +125,15 @@ def wishes() -> dict[str, Any]:
     return {
         "user": "kloros",
         "any_system": False,
+        "gpu_lockout": [],
+        "gpu_reserve_mib": {},
+        "gpu_reserve_default_mib": 512,
+        "memory_reserve_mib": 2048,
         "llama_cpp": llama_cpp,
         "gguf_models": {
             "dir": defaults["gguf_models_dir"],
             "owner": defaults["gguf_models_owner"],
+            "hf_endpoint": defaults["gguf_models_hf_endpoint"],
             "models": {"tiny:1b": {"source": "hf://someone/tiny/tiny.gguf"}},
         },
         "llama_instances": {

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ class Played:
         return [line for line in self.output.splitlines() if line.startswith("testhost | ")]
 
 
+@dataclass(frozen=True)
+class Task:
+    """A task that differs from the others of its play: `module` with its whole name."""
+
+    module: str
+    args: dict[str, Any]
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
 class PlayRunner:
     """Plays live in `folder`, and so do Ansible's temporary files: see `remote_tmp`, `async_dir`
     and `tmp` (what TMPDIR is for the host's commands).
@@ -49,12 +58,19 @@ class PlayRunner:
         self.settings: dict[str, str] = {}
 
     def start(
-        self, module: str, *all_args: dict[str, Any], options: Sequence[str] = (), **keywords: Any
+        self,
+        module: str,
+        *all_args: dict[str, Any] | Task,
+        options: Sequence[str] = (),
+        **keywords: Any,
     ) -> subprocess.Popen[str]:
         """One task with `kloros.llm.<module>` for each of `all_args`; `keywords` are the tasks'."""
+        given = [
+            one if isinstance(one, Task) else Task(f"kloros.llm.{module}", one) for one in all_args
+        ]
         tasks = [
-            {f"kloros.llm.{module}": args, "register": f"result_{number}", **keywords}
-            for number, args in enumerate(all_args)
+            {one.module: one.args, "register": f"result_{number}", **keywords, **one.keywords}
+            for number, one in enumerate(given)
         ]
         registered = ", ".join(f"result_{number}" for number in range(len(tasks)))
         keep = {
@@ -105,7 +121,11 @@ class PlayRunner:
         return Played(process.returncode, output, json.loads(results.read_text()))
 
     def play(
-        self, module: str, *all_args: dict[str, Any], options: Sequence[str] = (), **keywords: Any
+        self,
+        module: str,
+        *all_args: dict[str, Any] | Task,
+        options: Sequence[str] = (),
+        **keywords: Any,
     ) -> Played:
         """`start` and `finish`."""
         return self.finish(self.start(module, *all_args, options=options, **keywords))

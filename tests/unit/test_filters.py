@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.unit.conftest import PROJECT
+from tests.unit.conftest import KLOROS_GPUS, PROJECT
+from tests.unit.planned_models import headers_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+MODELS = {"dir": "/models", "models": {"m": {"source": "hf://someone/tiny/tiny.gguf"}}}
 HELP = (PROJECT / "tests/unit/data/llama-server-help-v0.5.0-dev.txt").read_text(encoding="utf-8")
 
 
@@ -141,6 +143,97 @@ def test_variables_are_checked_and_converted(run_play: Run) -> None:
         },
         result="{{ given | role_variables(specs, ['llama_cpp_jbos', 'llama_cpp_jobs']) }}",
         found="{{ result.findings }}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+VRAM_WISH = {
+    "name": "live",
+    "model": "m",
+    "gpus": ["GPU-3060"],
+    "context": {"want": 4096},
+    "slots": 2,
+    "kv_cache": ["q8_0"],
+}
+
+
+def test_vram_plan(run_play: Run) -> None:
+    (header,) = headers_of({"gguf_models": MODELS}, "qwen2.5-0.5b")
+    done = run_play(
+        [
+            {"ansible.builtin.set_fact": {"found": "{{ gpus | vram_plan([wish], models, host) }}"}},
+            claim(
+                "found.problems == []",
+                "found.instances.live.gpu_layers == 'all'",
+                "found.instances.live.devices[0].kv_mib in [51, 52]",
+                "found.gpus[0].instances == [{'name': 'live', 'mib': total}]",
+                "found.gpus[0].free_mib == 12288 - 512 - total",
+                "(gpus | vram_plan([wish], models, host, reserves={0: 12000})).problems[0].instance"
+                " == 'live'",
+                "(gpus | vram_plan([], {}, host, default_reserve_mib=0)).gpus[1].free_mib > 10000",
+            ),
+        ],
+        gpus=KLOROS_GPUS["gpus"],
+        wish=VRAM_WISH,
+        models={"m": {"shape": header["shape"], "size_bytes": header["size_bytes"]}},
+        host={"memory_mib": 32000, "reserve_mib": 2048},
+        total="{{ found.instances.live.devices[0].total_mib }}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_vram_plan_says_what_is_missing(run_play: Run) -> None:
+    done = run_play(
+        [claim("[] | vram_plan([{'name': 'live'}], {}, {'memory_mib': 1, 'reserve_mib': 0})")]
+    )
+    assert done.returncode != 0
+    assert "vram_plan: 'model' is missing" in done.stdout + done.stderr
+
+
+def test_audit_and_memory_are_told(
+    run_play: Run, wishes: dict[str, Any], gpu_host: dict[str, Any]
+) -> None:
+    wishes["llama_instances"]["instances"]["live"] |= {"gpus": [0], "context": 4096}
+    gpu_host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    answer = {
+        "item": {"name": "live"},
+        "asked": "llama-server",
+        "accepted": True,
+        "rows": [{"device": "CUDA0", "weights_mib": 999, "kv_mib": 0, "compute_mib": 0}],
+        "draft_rows": [],
+        "projector_mib": {},
+        "not_covered": ["adapters"],
+    }
+    done = run_play(
+        [
+            {"ansible.builtin.set_fact": {"first": "{{ wishes | kloros_llm_plan(host) }}"}},
+            claim(
+                "'Findings' in report",
+                "'Nothing is wrong.' in report",
+                "first.plan.memory | memory_table | last == unasked",
+                "wishes | models_to_read | length == 1",
+                "(first.plan | models_to_fetch)[0].name == 'tiny:1b'",
+            ),
+            {
+                "ansible.builtin.set_fact": {
+                    "second": "{{ wishes | kloros_llm_plan(host | combine({'dry_runs': said})) }}"
+                }
+            },
+            claim(
+                "told | join is search('weights +[+]67[345]')",
+                "'Not measured of live: adapters' in told",
+                "told | select('match', 'Not asked') | length == 0",
+                "(second.plan | lasting_plan | to_json | previous_plan | plan_dry_runs).answers"
+                " == said.answers",
+            ),
+        ],
+        wishes=wishes,
+        host=gpu_host,
+        answers=[answer],
+        unasked="Not asked about in its last setting: live",
+        report="{{ wishes | audit_report(host, first.plan, first.findings) }}",
+        said="{{ host.dry_runs | with_dry_runs(first.plan.memory['keys'], answers) }}",
+        told="{{ second.plan.memory | memory_table }}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -126,6 +126,18 @@ def test_the_file_is_written_seldom_and_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress"]
 
 
+def test_a_clock_that_is_set_back_is_not_waited_for(tmp_path: Path) -> None:
+    now = [10_000.0]
+    path = tmp_path / "progress"
+    worker = ProgressFile(str(path), "x", "bytes", clock=lambda: now[0])
+    worker.start("model x", total=1000)
+    now[0] = 100.0
+    worker.update(10)
+    observed = parse(path.read_text())
+    assert observed is not None
+    assert observed["done"] == 10
+
+
 def test_a_worker_works_unwatched(tmp_path: Path) -> None:
     ProgressFile(None, "x", "bytes").start("x")
     ProgressFile(str(tmp_path / "gone" / "progress"), "x", "bytes").start("x")

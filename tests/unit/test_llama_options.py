@@ -45,9 +45,11 @@ def planned(**changes: object) -> PlannedInstance:
         "slots": 2,
         "kv_cache": "q8_0",
         "gpu_layers": "all",
+        "cpu_moe_layers": 0,
         "split_mode": None,
         "main_gpu": None,
         "tensor_split": [],
+        "mmproj_path": None,
         "draft_model_path": None,
         "lora": [],
         "embeddings": False,
@@ -203,9 +205,20 @@ def test_gpus_are_named_by_bus_order_and_counted_from_zero() -> None:
     assert variables["LLAMA_ARG_FIT"] == "off"
 
 
-def test_only_a_gpu_instance_with_automatic_layers_lets_the_server_fit_them() -> None:
-    assert "LLAMA_ARG_FIT" not in instance_environment(planned(gpus=["GPU-1"], gpu_layers="auto"))
-    assert instance_environment(planned(gpu_layers="auto"))["LLAMA_ARG_FIT"] == "off"
+def test_the_server_fits_nothing_itself() -> None:
+    assert instance_environment(planned())["LLAMA_ARG_FIT"] == "off"
+    some = instance_environment(planned(gpus=["GPU-1"], gpu_layers="20", cpu_moe_layers=4))
+    assert some["LLAMA_ARG_FIT"] == "off"
+    assert some["LLAMA_ARG_N_GPU_LAYERS"] == "20"
+    assert some["LLAMA_ARG_N_CPU_MOE"] == "4"
+
+
+def test_a_projector_stays_off_gpus_that_the_instance_has_not() -> None:
+    on_gpu = instance_environment(planned(gpus=["GPU-1"], mmproj_path="/m/p.gguf"))
+    assert on_gpu["LLAMA_ARG_MMPROJ"] == "/m/p.gguf"
+    assert "LLAMA_ARG_MMPROJ_OFFLOAD" not in on_gpu
+    on_cpu = instance_environment(planned(mmproj_path="/m/p.gguf"))
+    assert on_cpu["LLAMA_ARG_MMPROJ_OFFLOAD"] == "0"
 
 
 def test_a_draft_model_names_its_type_unless_the_wish_does() -> None:
@@ -325,12 +338,14 @@ def spellings() -> list[tuple[str, str]]:
         for name, managed in MANAGED.items()
         for spelling in (*managed.flags, managed.variable)
         if spelling
-        for written in {
-            spelling,
-            spelling.lstrip("-"),
-            spelling.lstrip("-").replace("-", "_"),
-            f"no-{spelling.lstrip('-')}",
-        }
+        for written in sorted(
+            {
+                spelling,
+                spelling.lstrip("-"),
+                spelling.lstrip("-").replace("-", "_"),
+                f"no-{spelling.lstrip('-')}",
+            }
+        )
     ]
 
 
@@ -406,7 +421,8 @@ def test_everything_wrong_is_said_at_once() -> None:
     [
         {},
         {"gpus": ["GPU-1", "GPU-2"], "threads": 8, "embeddings": True},
-        {"gpus": ["GPU-1"], "gpu_layers": "auto", "rerank": True, "metrics": False},
+        {"gpus": ["GPU-1"], "gpu_layers": "9", "rerank": True, "metrics": False},
+        {"gpus": ["GPU-1"], "cpu_moe_layers": 7, "mmproj_path": "/m/m.mmproj.gguf"},
         {"draft_model_path": "/m/d.gguf", "lora": [{"path": "/m/a.gguf", "scale": 0.3}]},
         {"extra": {"flash-attn": "on", "spec-type": "ngram-simple,ngram-mod", "temp": -1}},
         {"extra": {"load-mode": "mmap+mlock", "reverse-prompt": ["a", "-"], "slots": False}},

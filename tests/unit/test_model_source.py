@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.model_files import (
+    Companion,
+    wanted_files,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     Source,
     SourceError,
+    all_shards,
     check_endpoint,
     check_file_name,
     default_file,
+    is_commit,
     parse_source,
     resolve_url,
+    shard_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +97,9 @@ def test_urls_are_quoted_and_pinned() -> None:
         resolve_url(parse_source("file:/m.gguf"), HUB)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b.gguf", "a\nb", "m.gguf.json"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b.gguf", "a\nb", "m.gguf.json", "versions"]
+)
 def test_file_names_that_would_clash_are_refused(name: str) -> None:
     with pytest.raises(SourceError):
         check_file_name(name)
@@ -132,3 +144,101 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         except SourceError:
             continue
         assert parse_source(str(source)) == source
+
+
+SPLIT = "m-00001-of-00003.gguf"
+
+
+@pytest.mark.parametrize(
+    ("text", "second"),
+    [
+        (f"hf://o/r/q4/{SPLIT}@v1", "hf://o/r/q4/m-00002-of-00003.gguf@v1"),
+        (f"file:/srv/{SPLIT}", "file:/srv/m-00002-of-00003.gguf"),
+        (f"https://h/h/{SPLIT}", "https://h/h/m-00002-of-00003.gguf"),
+        (f"https://h/{SPLIT}?a=/b", "https://h/m-00002-of-00003.gguf?a=/b"),
+    ],
+)
+def test_the_first_shard_stands_for_all(text: str, second: str) -> None:
+    sources = all_shards(parse_source(text))
+    assert str(sources[0]) == text
+    assert str(sources[1]) == second
+    assert len(sources) == 3
+    with pytest.raises(SourceError, match=r"name its first part, m-00001-of-00003\.gguf"):
+        all_shards(parse_source(second))
+
+
+def test_a_whole_model_has_one_source() -> None:
+    for text in ("hf://o/r/m.gguf", "hf://o/r/m-1-of-3.gguf", "https://h/"):
+        assert all_shards(parse_source(text)) == (parse_source(text),)
+    only = parse_source("hf://o/r/m-00001-of-00001.gguf")
+    assert all_shards(only) == (only,)
+
+
+@pytest.mark.parametrize("name", ["m-00000-of-00003", "m-00004-of-00003", "m-00001-of-01001"])
+def test_numbers_that_cannot_be(name: str) -> None:
+    with pytest.raises(SourceError, match="which cannot be"):
+        shard_of(f"{name}.gguf")
+
+
+def test_commits_are_told_from_branches() -> None:
+    assert is_commit("0123456789abcdef" * 2 + "01234567")
+    assert not any(is_commit(text) for text in ("main", "v1", "0123456", "refs/pr/1"))
+
+
+def files_of(source: str, *args: Any, **companions: Any) -> list[tuple[str, str]]:
+    return [(one.role, one.file) for one in wanted_files(parse_source(source), *args, **companions)]
+
+
+def test_the_files_of_a_model() -> None:
+    eyes = Companion(parse_source("hf://x/y/mmproj-F16.gguf"))
+    named = Companion(parse_source("hf://x/y/a.gguf"), file="own.gguf")
+    assert files_of(f"hf://o/r/{SPLIT}", None, mmproj=eyes, draft=eyes, lora=[eyes, named]) == [
+        ("model", "m-00001-of-00003.gguf"),
+        ("model", "m-00002-of-00003.gguf"),
+        ("model", "m-00003-of-00003.gguf"),
+        ("mmproj", "m.mmproj.gguf"),
+        ("draft", "m.draft.gguf"),
+        ("lora", "m.lora-1.gguf"),
+        ("lora", "own.gguf"),
+    ]
+    assert files_of("hf://o/r/m.gguf", "n.gguf", mmproj=eyes) == [
+        ("model", "n.gguf"),
+        ("mmproj", "n.mmproj.gguf"),
+    ]
+    assert files_of(f"hf://o/r/{SPLIT}", "n-00001-of-00003.gguf")[2] == (
+        "model",
+        "n-00003-of-00003.gguf",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "sha256", "companion", "said"),
+    [
+        (SPLIT, "n.gguf", (), None, "does not fit a model of 3 files.*NAME-00001-of-00003"),
+        (SPLIT, "n-00001-of-00002.gguf", (), None, "does not fit"),
+        (SPLIT, "n-00002-of-00003.gguf", (), None, "does not fit"),
+        ("m.gguf", "n-00001-of-00002.gguf", (), None, "says that the model is split"),
+        (SPLIT, None, ["00" * 32], None, "has 3 files, but 1 sha256 are given"),
+        ("m.gguf", None, ["00" * 32] * 2, None, "has one file, but 2 sha256 are given"),
+        ("m.gguf", None, (), Companion(parse_source(f"hf://o/r/{SPLIT}")), "must be one file"),
+        (
+            "m.gguf",
+            None,
+            (),
+            Companion(parse_source("hf://o/r/x.gguf"), file="m.gguf"),
+            "would be called 'm.gguf'",
+        ),
+        (
+            "m.gguf",
+            None,
+            (),
+            Companion(parse_source("hf://o/r/x.gguf"), file="../m.gguf"),
+            "without a slash",
+        ),
+    ],
+)
+def test_files_that_cannot_be(
+    source: str, file: str | None, sha256: Sequence[str], companion: Companion | None, said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        wanted_files(parse_source(f"hf://o/r/{source}"), file, sha256, mmproj=companion)

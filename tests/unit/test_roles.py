@@ -14,7 +14,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.wishes import INSTANCE_
 from tests.unit.conftest import PROJECT
 
 ROLES = sorted(path.parent.parent for path in PROJECT.glob("roles/*/tasks/main.yml"))
-SHARED = {"kloros_llm_user"}
+SHARED = {"kloros_llm_user", "gpu_lockout"}
 
 
 def read(path: Path) -> Any:

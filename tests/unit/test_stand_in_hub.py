@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -244,6 +245,64 @@ def test_the_linked_size_can_lie(hub: StandInHub) -> None:
 def test_a_slow_answer_is_whole(hub: StandInHub) -> None:
     hub.faults.bytes_per_s = 20 * len(CONTENT)
     assert get(hub, FILE).content == CONTENT
+
+
+def test_bytes_are_counted_and_connections_told_apart(hub: StandInHub) -> None:
+    with requests.Session() as session:
+        for _ in range(2):
+            session.get(hub.url + FILE, headers={"Range": "bytes=0-999"}, timeout=TIMEOUT_S)
+    # The server counts after the client has the last byte.
+    for _ in range(500):
+        if hub.bytes_served >= 2000:
+            break
+        time.sleep(0.01)
+    assert hub.bytes_served == 2000
+    assert len({record.client_port for record in hub.requests}) == 2  # the hub's and the CDN's
+    hub.forget_requests()
+    assert hub.bytes_served == 0
+
+
+def test_more_connections_than_allowed_are_refused(hub: StandInHub) -> None:
+    hub.faults = Faults(max_connections=1, busy_status=429)
+    with requests.Session() as first:
+        assert first.get(hub.url + FILE, timeout=TIMEOUT_S).status_code == 200
+        assert get(hub, FILE).status_code == 429
+        assert first.get(hub.url + FILE, timeout=TIMEOUT_S).status_code == 200
+
+
+def test_a_signed_address_opens_so_often_and_a_new_one_again(hub: StandInHub) -> None:
+    hub.faults = Faults(signed_requests=2)
+    for _ in range(2):
+        location = get(hub, FILE, allow_redirects=False).headers["Location"]
+        answers = [requests.get(location, timeout=TIMEOUT_S).status_code for _ in range(3)]
+        assert answers == [200, 200, 403]
+
+
+def test_a_redirect_can_lead_to_itself(hub: StandInHub) -> None:
+    hub.faults.redirect_loop = True
+    with pytest.raises(requests.TooManyRedirects):
+        get(hub, FILE)
+
+
+def test_a_range_can_be_another_one(hub: StandInHub) -> None:
+    hub.faults.shift_range_bytes = 7
+    answer = get(hub, FILE, headers={"Range": "bytes=10-19"})
+    assert answer.headers["Content-Range"] == f"bytes 17-19/{len(CONTENT)}"
+    assert answer.content == CONTENT[17:20]
+
+
+def test_the_etag_can_change_in_the_middle(hub: StandInHub) -> None:
+    hub.faults.new_etag_after = 1
+    tags = [get(hub, FILE).headers["ETag"] for _ in range(3)]
+    assert tags[0] != tags[1] == tags[2]
+
+
+def test_latency_and_bandwidth_are_kept(hub: StandInHub) -> None:
+    hub.faults = Faults(latency_s=0.05, bytes_per_s=4 * len(CONTENT))
+    began = time.monotonic()
+    assert get(hub, FILE).content == CONTENT
+    # Two answers with 50 ms each, and a quarter of a second but for the last piece's wait.
+    assert time.monotonic() - began >= 0.1 + 0.25 - 0.02
 
 
 def test_faults_and_requests_are_reached_by_http(hub: StandInHub) -> None:

@@ -9,6 +9,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.wishes import (
     INSTANCE_KEYS,
     check_instances,
     check_models,
+    check_settings,
 )
 
 SOURCE = {"source": "hf://someone/tiny/tiny.gguf"}
@@ -51,6 +52,9 @@ def test_model_takes_its_file_name_from_the_source() -> None:
         ),
         (instance(kv_cache=["q9_0"]), "llama_instances.live.kv_cache", "q8_0"),
         (instance(kv_cache=[]), "llama_instances.live.kv_cache", "q8_0"),
+        (instance(gpu_layers="all"), "llama_instances.live.gpu_layers", "without it all of them"),
+        (instance(gpu_layers="auto"), "llama_instances.live.gpu_layers", "offload: auto"),
+        (instance(gpu_layers=-1), "llama_instances.live.gpu_layers", "a number of layers"),
         (instance(parallel=0), "llama_instances.live.parallel", "from 1"),
         (instance(metrics="yes"), "llama_instances.live.metrics", "true or false"),
         (instance(model="tinny"), "llama_instances.live.model", "write 'tiny'"),
@@ -137,3 +141,54 @@ def test_everything_wrong_is_said_at_once() -> None:
         "llama_instances.code.port",
         "llama_instances.code.model",
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "said"),
+    [
+        ({"port": 8081}, "live.alternatives[0].port", "no such key"),
+        ({"modle": "x"}, "live.alternatives[0].modle", "no such key"),
+        ({"model": "other"}, "live.alternatives[0].model", "there is no model 'other'"),
+        ({"gpus": "0"}, "live.alternatives[0].gpus", "'0'"),
+        ({"extra": {"port": 1}}, "live.alternatives[0].extra.port", ""),
+    ],
+)
+def test_faulty_alternative_is_named(change: dict[str, Any], key: str, said: str) -> None:
+    wish = {"model": "tiny:1b", "port": 8080, "alternatives": [change]}
+    instances, found = check_instances({"live": wish}, ["tiny:1b"])
+    assert instances == {}
+    assert [(item["key"], said in item["found"]) for item in found] == [
+        (f"llama_instances.{key}", True)
+    ]
+
+
+def test_alternative_replaces_what_it_names() -> None:
+    wish = {
+        "model": "tiny:1b",
+        "port": 8080,
+        "gpus": [2],
+        "alternatives": [{"gpus": [0], "context": 4096}, {"gpus": []}],
+    }
+    instances, found = check_instances({"live": wish}, ["tiny:1b"])
+    assert found == []
+    assert instances["live"]["alternatives"] == wish["alternatives"]
+
+
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [
+        ([0, "1", "GPU-3060"], True),
+        ([], True),
+        (["00"], False),
+        (["-1"], False),
+        (["64"], False),
+        (["\u0663"], False),
+        ([True], False),
+        ("0", False),
+    ],
+)
+def test_gpus_to_leave_alone(value: Any, right: bool) -> None:
+    assert (check_settings({"gpu_lockout": value}) == []) is right
+    if isinstance(value, list):
+        reserves = dict.fromkeys(value, 100)
+        assert (check_settings({"preflight_gpu_reserve_mib": reserves}) == []) is right

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "collections"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from testbed.host_tests import connect, hosts, journal, play  # noqa: F401 - fixtures
 

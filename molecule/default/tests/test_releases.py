@@ -38,7 +38,7 @@ def make(host: Host, play: Play) -> Iterator[Any]:
             llama_cpp_dir=folder,
             llama_cpp_cache_dir="/var/cache/trial",
             preflight_plan_file="/run/trial-plan.json",
-            **variables,
+            **{"llama_instances": {}, "gguf_models": {}, **variables},
         )
 
     yield run

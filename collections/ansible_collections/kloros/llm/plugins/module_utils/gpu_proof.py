@@ -21,8 +21,8 @@ _LEAST_SHARE: Final = 0.25
 # Split over GPUs by row or by tensor, the weights lie in buffers of another name than the GPUs'.
 _SHARED_BUFFER: Final = re.compile(r"CUDA\d*_Split|Meta\(")
 
-PLACING_OPTIONS: Final = frozenset({"cpu-moe", "n-cpu-moe", "override-tensor"})
-"""Options in `extra` with which the user places weights in main memory."""
+PLACING_OPTION: Final = "override-tensor"
+"""The option in `extra` with which the user places weights himself."""
 
 
 class Offload(TypedDict):
@@ -68,15 +68,15 @@ def offload_problems(
 ) -> list[str]:
     """What speaks against the model lying where it was planned, in sentences.
 
-    `devices` are llama-server's names (`CUDA0`, …); `gpu_layers` is `all`, `auto` (any number but
-    0) or a number. Without `mostly_on_gpus` any part of the weights on the GPUs will do: where the
-    user places them, and for encoders, whose tables of words stay in main memory.
+    `devices` are llama-server's names (`CUDA0`, …); `gpu_layers` is `all` or a number.
+    Without `mostly_on_gpus` any part of the weights on the GPUs will do: where experts stay in main
+    memory or the user places tensors, and for encoders, whose tables of words stay there.
     """
     if offload["layers"] is None:
         return ["Its log does not say that any layer was offloaded to a GPU."]
     on_gpus, total = offload["layers"]
     problems = []
-    wanted = total if gpu_layers == "all" else 1 if gpu_layers == "auto" else int(gpu_layers)
+    wanted = total if gpu_layers == "all" else int(gpu_layers)
     if on_gpus < min(wanted, total):
         problems.append(f"{on_gpus} of {total} layers are on GPUs, {gpu_layers} were planned.")
     buffers = offload["buffers_mib"]

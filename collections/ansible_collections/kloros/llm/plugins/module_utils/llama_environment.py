@@ -33,11 +33,11 @@ class PlannedInstance(TypedDict):
     """One llama-server as planned: nothing here is a wish any more.
 
     `aliases` starts with the name that clients use. `gpus` holds UUIDs; empty is the CPU.
-    `context_tokens` is for one slot. `gpu_layers` ("all", "auto" or a number), `split_mode`,
-    `main_gpu` (a position in `gpus`) and `tensor_split` (a share a GPU; empty: by the memory that
-    is free when the model is loaded) count only with GPUs. `api_key` says whether there is one; the
-    unit passes its file, and the key itself never comes here. `extra` maps long option names
-    without dashes to values.
+    `context_tokens` is for one slot. `gpu_layers` ("all" or a number), `cpu_moe_layers` (layers
+    whose experts stay on the CPU), `split_mode`, `main_gpu` (a position in `gpus`) and
+    `tensor_split` (a share a GPU; empty: by the memory that is free when the model is loaded)
+    count only with GPUs. `api_key` says whether there is one; the unit passes its file, and the key
+    itself never comes here. `extra` maps long option names without dashes to values.
     """
 
     name: str
@@ -50,9 +50,11 @@ class PlannedInstance(TypedDict):
     slots: int
     kv_cache: str
     gpu_layers: str
+    cpu_moe_layers: int
     split_mode: str | None
     main_gpu: int | None
     tensor_split: list[float]
+    mmproj_path: str | None
     draft_model_path: str | None
     lora: list[LoraAdapter]
     embeddings: bool
@@ -92,11 +94,15 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
         "LLAMA_ARG_CACHE_TYPE_V": instance["kv_cache"],
     }
     variables |= _gpu_variables(instance) if gpus else {"LLAMA_ARG_DEVICE": "none"}
-    if not (gpus and instance["gpu_layers"] == "auto"):
-        # The plan has made it fit: loading something smaller instead would hide an error.
-        variables["LLAMA_ARG_FIT"] = "off"
+    # The plan has made it fit: loading something smaller instead would hide an error.
+    variables["LLAMA_ARG_FIT"] = "off"
     if instance["threads"] is not None:
         variables["LLAMA_ARG_THREADS"] = str(instance["threads"])
+    if instance["mmproj_path"] is not None:
+        variables["LLAMA_ARG_MMPROJ"] = instance["mmproj_path"]
+        if not gpus:
+            # The projector does not heed the device, and takes the first GPU that it sees.
+            variables["LLAMA_ARG_MMPROJ_OFFLOAD"] = "0"
     if instance["draft_model_path"] is not None:
         variables["LLAMA_ARG_SPEC_DRAFT_MODEL"] = instance["draft_model_path"]
         # The flag adds to the variable instead of overriding it.
@@ -130,6 +136,8 @@ def _gpu_variables(instance: PlannedInstance) -> dict[str, str]:
         "LLAMA_ARG_LOG_JSONL": "1",
         "LLAMA_ARG_LOG_VERBOSITY": "4",
     }
+    if instance["cpu_moe_layers"]:
+        variables["LLAMA_ARG_N_CPU_MOE"] = str(instance["cpu_moe_layers"])
     if instance["split_mode"] is not None:
         variables["LLAMA_ARG_SPLIT_MODE"] = instance["split_mode"]
     if instance["main_gpu"] is not None:

@@ -18,7 +18,7 @@ class ManagedOption:
     instead: str
 
 
-_FROM_GPUS = "set `gpus`, and `gpu_layers`, `split_mode`, `main_gpu` or `tensor_split`"
+_FROM_GPUS = "set `gpus`, and `offload`, `gpu_layers`, `split_mode`, `main_gpu` or `tensor_split`"
 _LOG_IS_READ = "what lies on a GPU is read from the log, in the journal"
 _IN_FRONT = "TLS and paths are for a proxy in front; an instance is asked for its /health plainly"
 
@@ -69,6 +69,14 @@ MANAGED: Mapping[str, ManagedOption] = {
     "split-mode": ManagedOption("LLAMA_ARG_SPLIT_MODE", ("-sm", "--split-mode"), _FROM_GPUS),
     "main-gpu": ManagedOption("LLAMA_ARG_MAIN_GPU", ("-mg", "--main-gpu"), _FROM_GPUS),
     "tensor-split": ManagedOption("LLAMA_ARG_TENSOR_SPLIT", ("-ts", "--tensor-split"), _FROM_GPUS),
+    "cpu-moe": ManagedOption(
+        "LLAMA_ARG_CPU_MOE", ("-cmoe", "--cpu-moe"), "set `cpu_moe_layers`, or `offload: auto`"
+    ),
+    "n-cpu-moe": ManagedOption(
+        "LLAMA_ARG_N_CPU_MOE",
+        ("-ncmoe", "--n-cpu-moe"),
+        "set `cpu_moe_layers`, or `offload: auto`",
+    ),
     "log-jsonl": ManagedOption(
         "LLAMA_ARG_LOG_JSONL", ("--log-jsonl", "--no-log-jsonl"), _LOG_IS_READ
     ),
@@ -87,6 +95,14 @@ MANAGED: Mapping[str, ManagedOption] = {
         "LLAMA_ARG_CACHE_TYPE_V", ("-ctv", "--cache-type-v"), "set `kv_cache`"
     ),
     "threads": ManagedOption("LLAMA_ARG_THREADS", ("-t", "--threads"), "set `threads`"),
+    "mmproj": ManagedOption(
+        "LLAMA_ARG_MMPROJ", ("-mm", "--mmproj"), "give the model its `mmproj` in `gguf_models`"
+    ),
+    "mmproj-url": ManagedOption(
+        "LLAMA_ARG_MMPROJ_URL",
+        ("-mmu", "--mmproj-url"),
+        "give the model its `mmproj` in `gguf_models`",
+    ),
     "draft-model": ManagedOption(
         "LLAMA_ARG_SPEC_DRAFT_MODEL",
         ("-md", "--model-draft", "--spec-draft-model"),

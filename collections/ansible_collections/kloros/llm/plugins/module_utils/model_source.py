@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -16,10 +17,15 @@ DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 
 # The store keeps these beside a model under the model's own name.
-RESERVED_SUFFIXES = (".part", ".json", ".lock", ".new")
+RESERVED_SUFFIXES = (".part", ".json", ".lock", ".new", ".staged", ".swap", ".journal")
+# Its own names in the directory of the models.
+RESERVED_NAMES = ("catalogue", "versions")
 
 _REPO_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# llama.cpp's llama_split_path(): "%s-%05d-of-%05d.gguf"; it finds the siblings by that name.
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+MAX_SHARDS = 1000
 
 
 class SourceError(ValueError):
@@ -44,6 +50,59 @@ class Source:
         if self.kind == "hf":
             return f"hf://{self.repository}/{self.location}@{self.revision}"
         return f"file:{self.location}" if self.kind == "file" else self.location
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a model that is split: `number` counts from 1 to `count`."""
+
+    stem: str
+    number: int
+    count: int
+
+    def file_name(self, number: int) -> str:
+        """The name of a sibling."""
+        return f"{self.stem}-{number:05}-of-{self.count:05}.gguf"
+
+
+def shard_of(file_name: str) -> Shard | None:
+    """What a file name says of a split model; None where it is not of that form.
+
+    Raises SourceError for numbers that cannot be.
+    """
+    match = _SHARD.fullmatch(file_name)
+    if not match:
+        return None
+    shard = Shard(match[1], int(match[2]), int(match[3]))
+    if not 1 <= shard.number <= shard.count <= MAX_SHARDS:
+        raise SourceError(
+            f"'{file_name}' is named as part {shard.number} of {shard.count} of a split model, "
+            f"which cannot be (1 to {MAX_SHARDS} parts); check the name"
+        )
+    return shard
+
+
+def all_shards(source: Source) -> tuple[Source, ...]:
+    """The sources of all files of the model: `source` itself where it is not split.
+
+    Raises SourceError where `source` names a part other than the first.
+    """
+    path, mark, query = source.location, "", ""
+    if source.kind == "url":
+        path, mark, query = source.location.partition("?")
+    folder, slash, name = path.rpartition("/")
+    shard = shard_of(name)
+    if shard is None:
+        return (source,)
+    if shard.number != 1:
+        raise SourceError(
+            f"{source} is part {shard.number} of a split model; name its first part, "
+            f"{shard.file_name(1)}, and all {shard.count} are taken"
+        )
+    return tuple(
+        replace(source, location=f"{folder}{slash}{shard.file_name(number)}{mark}{query}")
+        for number in range(1, shard.count + 1)
+    )
 
 
 def parse_source(text: str) -> Source:
@@ -79,11 +138,45 @@ def resolve_url(source: Source, hf_endpoint: str, revision: str | None = None) -
     return f"{endpoint}/{source.repository}/resolve/{pinned}/{quote(source.location)}"
 
 
+def is_commit(revision: str) -> bool:
+    """Whether a revision names one commit for ever, and not a branch or tag."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", revision) is not None
+
+
 def default_file(source: Source) -> str:
     """The last part of the path, for a wish that names no file; not yet checked for aptness."""
     path = urlsplit(source.location).path if source.kind == "url" else source.location
     name = path.rpartition("/")[2]
     return unquote(name) if source.kind == "url" else name
+
+
+def offline_places(source: Source, file: str | None, folder: Path | str | None) -> list[Path]:
+    """Where `folder` may hold what stands for the source; `file` is its name in the store."""
+    if not folder:
+        return []
+    names = [f"{source.repository}/{source.location}"] if source.kind == "hf" else []
+    # The name in the store before that in the repository: many call theirs mmproj-F16.gguf.
+    names += [file or "", default_file(source)]
+    return [Path(folder) / name for name in dict.fromkeys(names) if name]
+
+
+def file_at_hand(
+    source: Source, file: str | None, offline_dir: Path | str | None, *, offline: bool
+) -> Path | None:
+    """The local file that is, or stands for, a source; None where its server is to be asked.
+
+    Raises SourceError where there is none and `offline` forbids to ask.
+    """
+    places = offline_places(source, file, offline_dir)
+    for place in places:
+        if place.is_file():
+            return place
+    if source.kind == "file":
+        return Path(source.location)
+    if offline:
+        where = " or ".join(map(str, places)) or "a folder that 'offline_dir' names"
+        raise SourceError(f"{source} is not on the host, and 'offline' is set; put it at {where}")
+    return None
 
 
 def check_endpoint(endpoint: str) -> str:
@@ -103,6 +196,11 @@ def check_file_name(name: str) -> str:
         raise SourceError(
             f"'{name}' cannot be the model's file name; needed: a plain name such as "
             "model.gguf (option 'file'), without a slash and not starting with a dot"
+        )
+    if name in RESERVED_NAMES:
+        raise SourceError(
+            f"the file name '{name}' is one that the store uses for itself; give another name "
+            "with the option 'file'"
         )
     if name.endswith(RESERVED_SUFFIXES):
         raise SourceError(

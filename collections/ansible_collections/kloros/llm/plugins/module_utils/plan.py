@@ -13,11 +13,9 @@ from . import release
 from .cuda_code import uncovered
 from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
-from .gpu_choice import ChosenGpu, choose_gpus
-from .gpu_proof import PLACING_OPTIONS
-from .llama_environment import PlannedInstance, instance_environment
+from .plan_instances import Settled, settle_instances
 from .systemd import UNIT_DIR, UNIT_PREFIX
-from .wishes import SETTING_KEYS, check_instances, check_models, check_settings, model_names
+from .wishes import SETTING_KEYS, check_instances, check_models, check_settings
 
 SCHEMA: Final = 1
 CONFIG_DIR: Final = "/etc/kloros-llm"
@@ -39,11 +37,6 @@ _TOOLKIT_DISK_MIB: Final = {"distribution": 6144, "pypi": 4096, "redist": 4096}
 _BACKEND_OF_PACKAGE: Final = re.compile(r"-(cpu|cuda)-[0-9a-f]{10}-")
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
-
-
-def unit_name(instance: str) -> str:
-    """The systemd unit of an instance."""
-    return f"{UNIT_PREFIX}{instance}.service"
 
 
 def instance_files(unit: str) -> list[str]:
@@ -74,36 +67,35 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
 
     `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
     `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
-    returned, with `gpus` from `gpu_info` and `cuda` from `cuda_info`. Returns `plan` (plain data,
-    without secrets) and `findings`; a plan with errors among its findings must not be carried out.
+    returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers` (`gguf_info`'s results
+    for `models_to_read`) and `dry_runs` (what servers said before, see `plan_memory`). Returns
+    `plan` (plain data, without secrets) and `findings`; a plan with errors among its findings must
+    not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
     raw_models = models_wish["models"]
     names = list(raw_models) if isinstance(raw_models, Mapping) else []
     instances, instance_findings = check_instances(instances_wish["instances"], names)
-    # An instance of a faulty model cannot be planned; the model's own finding says why.
-    usable = {
-        name: wish for name, wish in instances.items() if set(_models_of(wish)) <= models.keys()
-    }
     settings_findings = check_settings(_settings(wishes))
-    planned: list[dict[str, Any]] = []
-    for name, wish in usable.items() if not settings_findings else ():
-        try:
-            planned.append(_instance(name, wish, models, wishes, host["gpus"]))
-        except ValueError as problem:
-            form = "what llama-server and systemd can take"
-            found = error(f"llama_instances.{name}", str(problem), form, "correct the wish")
-            instance_findings.append(found)
-    on_gpus = [name for name, wish in usable.items() if wish["gpus"]]
-    llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host, on_gpus)
+    headers = {result["item"]["file"]: result for result in host["headers"]}
+    settled = Settled({}, [], [], {}, [])
+    if not settings_findings:
+        settled = settle_instances(wishes, host, instances, models, headers)
+    planned = settled.instances
+    on_gpus = [name for name, candidate in settled.chosen.items() if candidate.wish["gpus"]]
+    llama_cpp, llama_cpp_findings = _llama_cpp(
+        wishes["llama_cpp"], host, on_gpus, for_gpus=bool(settled.for_gpus)
+    )
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
         llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
     findings = [
         *settings_findings,
         *model_findings,
+        *_header_findings(models, headers),
         *instance_findings,
+        *settled.findings,
         *llama_cpp_findings,
         *_machine_findings(host["machine"], wishes["any_system"]),
         *_user_findings(wishes["user"], wishes["gguf_models"]["owner"], host["users"]),
@@ -123,14 +115,21 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
             {"name": name, "path": f"{models_wish['dir']}/{model['file']}", **model}
             for name, model in models.items()
         ],
+        "models_hf_endpoint": models_wish["hf_endpoint"],
         "instances": planned,
+        "memory": settled.memory,
         # What this run alone has to do; the plan on the host leaves it out.
         "changes": {
             "account": host["users"][wishes["user"]] is None,
             "packages": host["packages_missing"],
             "units_to_retire": retired,
             "files_to_remove": [path for unit in retired for path in instance_files(unit)],
-            "units_to_move": _units_to_move(planned, host["listeners"]),
+            "units_to_move": sorted(
+                {
+                    *_units_off_ports(planned, host["listeners"]),
+                    *_units_off_gpus(planned, settled.memory, host["before"]),
+                }
+            ),
         },
     }
     return {"plan": plan, "findings": findings}
@@ -149,115 +148,90 @@ def lasting(plan: Mapping[str, Any]) -> dict[str, Any]:
             "architectures": cuda["architectures"],
             "host_compiler": cuda["host_compiler"]["version"],
         }
+    memory = plan["memory"]
     return {name: value for name, value in plan.items() if name != "changes"} | {
-        "llama_cpp": llama_cpp
+        "llama_cpp": llama_cpp,
+        "memory": {
+            "instances": {
+                name: {"devices": instance["devices"]}
+                for name, instance in memory["instances"].items()
+            },
+            "dry_runs": memory["dry_runs"],
+        },
     }
+
+
+def models_to_read(wishes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files whose headers the plan needs, each with `file`, `path` on the host,
+    `source` and `sha256`.
+
+    Of a split model the first file stands for all.
+    """
+    models, _ = check_models(wishes["gguf_models"]["models"])
+    folder = wishes["gguf_models"]["dir"]
+    read = []
+    for model in models.values():
+        for position, file in enumerate(model["files"]):
+            if position == 0 or file["role"] != "model":
+                path = f"{folder}/{file['file']}"
+                read.append(
+                    {key: file[key] for key in ("file", "source", "sha256")} | {"path": path}
+                )
+    return read
+
+
+_FETCHED_KEYS: Final = ("name", "source", "file", "mmproj", "draft", "lora", "aliases", "path")
+
+
+def models_to_fetch(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The plan's models as module `gguf_model` takes them."""
+    return [
+        {key: model[key] for key in _FETCHED_KEYS}
+        | {"sha256": [model["sha256"]] if isinstance(model["sha256"], str) else model["sha256"]}
+        for model in plan["models"]
+    ]
+
+
+def _header_findings(
+    models: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Mapping[str, Any]]
+) -> list[Finding]:
+    """The models whose headers cannot be read, so that nobody knows what they take."""
+    return [
+        error(
+            f"gguf_models.{name}",
+            headers[file["file"]]["problem"],
+            "a header that can be read, on the host or at the source",
+            "correct the source, or see why the host does not reach it",
+        )
+        for name, model in models.items()
+        for file in model["files"]
+        if headers.get(file["file"], {}).get("problem")
+    ]
 
 
 def _settings(wishes: Mapping[str, Any]) -> dict[str, Any]:
     """The roles' settings among the wishes, by variable."""
-    found = {"kloros_llm_user": wishes["user"]}
+    found = {
+        "kloros_llm_user": wishes["user"],
+        "gpu_lockout": wishes["gpu_lockout"],
+        "preflight_gpu_reserve_mib": wishes["gpu_reserve_mib"],
+        "preflight_gpu_reserve_default_mib": wishes["gpu_reserve_default_mib"],
+        "preflight_memory_reserve_mib": wishes["memory_reserve_mib"],
+    }
     for role in ("llama_cpp", "gguf_models", "llama_instances"):
         found |= {f"{role}_{key}": value for key, value in wishes[role].items()}
     return {name: value for name, value in found.items() if name in SETTING_KEYS}
 
 
-def _models_of(wish: Mapping[str, Any]) -> list[str]:
-    """The names of all models that an instance loads, its own first."""
-    return [model for _, model in model_names(wish)]
-
-
-def _context_tokens(context: Any) -> int:
-    """Tokens a slot: what is wanted; fitting it to memory is the memory planner's matter."""
-    return int(context["want"] if isinstance(context, Mapping) else context)
-
-
-def _instance(
-    name: str,
-    wish: Mapping[str, Any],
-    models: Mapping[str, Mapping[str, Any]],
-    wishes: Mapping[str, Any],
-    gpus: Mapping[str, Any],
-) -> dict[str, Any]:
-    settings = wishes["llama_instances"]
-    folder = wishes["gguf_models"]["dir"]
-
-    def path(model: str) -> str:
-        return f"{folder}/{models[model]['file']}"
-
-    def own_or(key: str) -> Any:
-        return settings[key] if wish[key] is None else wish[key]
-
-    model = wish["model"]
-    # Where the GPUs cannot be seen at all, a finding of its own says why.
-    chosen = choose_gpus(wish["gpus"], gpus["gpus"]) if gpus["status"] == "ok" else []
-    instance: PlannedInstance = {
-        "name": name,
-        "model_path": path(model),
-        "aliases": [model, *models[model]["aliases"]],
-        "host": own_or("host"),
-        "port": wish["port"],
-        "gpus": [gpu["uuid"] for gpu in chosen],
-        "context_tokens": _context_tokens(own_or("context")),
-        "slots": own_or("parallel"),
-        "kv_cache": wish["kv_cache"][0],
-        "gpu_layers": str(wish["gpu_layers"]),
-        "split_mode": wish["split_mode"],
-        "main_gpu": None
-        if wish["main_gpu"] is None
-        else _position(wish["main_gpu"], chosen, wish["gpus"]),
-        "tensor_split": list(wish["tensor_split"]),
-        "draft_model_path": path(wish["draft_model"]) if wish["draft_model"] else None,
-        "lora": [
-            {"path": path(item), "scale": 1.0}
-            if isinstance(item, str)
-            else {"path": path(item["model"]), "scale": float(item.get("scale", 1.0))}
-            for item in wish["lora"]
-        ],
-        "embeddings": wish["embeddings"],
-        "rerank": wish["rerank"],
-        "metrics": wish["metrics"],
-        "api_key": wish["api_key"] is not None,
-        "threads": wish["threads"],
-        "extra": dict(wish["extra"]),
-    }
-    return {
-        **instance,
-        "unit": unit_name(name),
-        "model": model,
-        "gpus": chosen,
-        "min_tokens_per_s": float(own_or("min_tokens_per_s")),
-        "mostly_on_gpus": not (
-            PLACING_OPTIONS & set(wish["extra"]) or wish["embeddings"] or wish["rerank"]
-        ),
-        "modes": list(wish["modes"]),
-        "model_files": [path(name) for name in _models_of(wish)],
-        "url": _url(instance["host"], instance["port"]),
-        "environment": instance_environment(instance),
-    }
-
-
-def _position(gpu: int | str, chosen: Sequence[ChosenGpu], wanted: Sequence[int | str]) -> int:
-    """The place of a GPU among an instance's own, which is what llama-server counts in."""
-    for position, other in enumerate(chosen):
-        if gpu in (other["index"], other["uuid"], wanted[position]):
-            return position
-    if not chosen:
-        return 0
-    raise ValueError(f"main_gpu is {gpu}, which is none of its gpus")
-
-
-def _url(host: str, port: int) -> str:
-    """Where a server on that address is asked from its own host."""
-    # One that listens on every address answers on loopback too.
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
-
-
 def _llama_cpp(
-    wish: Mapping[str, Any], host: Mapping[str, Any], on_gpus: Sequence[str]
+    wish: Mapping[str, Any], host: Mapping[str, Any], on_gpus: Sequence[str], *, for_gpus: bool
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """The plan of llama.cpp itself; `on_gpus` are the instances that ask for GPUs."""
+    """The plan of llama.cpp itself.
+
+    `on_gpus` are the instances that are to run on GPUs; `for_gpus` says whether some could, were
+    there room. The build follows the latter: what the engine says of the memory, which is after the
+    build, must not call for another one.
+    """
     found = _source_findings(wish)
     found += [
         error(
@@ -269,7 +243,7 @@ def _llama_cpp(
         for name in wish["cmake_flags"]
         if name in release.MANAGED_FLAGS
     ]
-    backend = _backend(wish, on_gpus)
+    backend = _backend(wish, for_gpus=for_gpus)
     gpus, machine = host["gpus"], host["machine"]
     if on_gpus and backend == "cpu":
         found.append(
@@ -292,7 +266,7 @@ def _llama_cpp(
         ]
     cuda = None
     if backend == "cuda" and wish["source"] != "package":
-        cuda, cuda_findings = plan_cuda(wish, gpus, host["cuda"], machine, runs_here=bool(on_gpus))
+        cuda, cuda_findings = plan_cuda(wish, gpus, host["cuda"], machine, runs_here=for_gpus)
         found += cuda_findings
     # Without the driver's library a program that is linked with it does not even start: the
     # backends are then plugins, which the server can do without while it is built and packed.
@@ -342,14 +316,14 @@ def _code_findings(
     ]
 
 
-def _backend(wish: Mapping[str, Any], on_gpus: Sequence[str]) -> str:
-    """`cpu` or `cuda`: a package is what it is; `auto` follows the instances."""
+def _backend(wish: Mapping[str, Any], *, for_gpus: bool) -> str:
+    """`cpu` or `cuda`: a package is what it is; `auto` follows the wishes."""
     if wish["source"] == "package":
         packed = _BACKEND_OF_PACKAGE.search(str(wish["package"]))
         return packed.group(1) if packed else "cpu"
     if wish["backend"] != "auto":
         return str(wish["backend"])
-    return "cuda" if on_gpus or wish["cuda_architectures"] else "cpu"
+    return "cuda" if for_gpus or wish["cuda_architectures"] else "cpu"
 
 
 def _source_findings(wish: Mapping[str, Any]) -> list[Finding]:
@@ -498,16 +472,41 @@ def _disk_findings(
     ]
 
 
-def _units_to_move(
+def _units_off_ports(
     instances: list[dict[str, Any]], listening: list[Mapping[str, Any]]
-) -> list[str]:
+) -> set[str]:
     """Units of ours that hold a port which another instance is to have: they stop first."""
     owner = {instance["port"]: instance["unit"] for instance in instances}
-    return sorted(
-        {
-            listener["unit"]
-            for listener in listening
-            if (listener["unit"] or "").startswith(UNIT_PREFIX)
-            and owner.get(listener["port"], listener["unit"]) != listener["unit"]
-        }
-    )
+    return {
+        listener["unit"]
+        for listener in listening
+        if (listener["unit"] or "").startswith(UNIT_PREFIX)
+        and owner.get(listener["port"], listener["unit"]) != listener["unit"]
+    }
+
+
+def _units_off_gpus(
+    instances: list[dict[str, Any]], memory: Mapping[str, Any], before: Mapping[str, Any]
+) -> set[str]:
+    """Units that are to take less of a GPU than now: they stop first, others may need the room.
+
+    Only such as are restarted in any case, since their settings change.
+    """
+    formerly = {instance["name"]: instance for instance in before.get("instances", ())}
+    found = set()
+    for instance in instances:
+        name = instance["name"]
+        old = formerly.get(name)
+        if old is None or old.get("environment") == instance["environment"]:
+            continue
+        taken = _gpu_mib(before.get("memory", {}), name)
+        to_take = _gpu_mib(memory, name)
+        if any(to_take.get(uuid, 0) < mib for uuid, mib in taken.items()):
+            found.add(instance["unit"])
+    return found
+
+
+def _gpu_mib(memory: Mapping[str, Any], name: str) -> dict[str, int]:
+    """What an instance takes of each GPU by UUID, as a plan says."""
+    devices = memory.get("instances", {}).get(name, {}).get("devices", ())
+    return {row["uuid"]: row["total_mib"] for row in devices if row["uuid"] is not None}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .http_client import display_url
+
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with aligned columns; the first row is the heading."""
@@ -29,8 +31,8 @@ def _cuda(cuda: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def table(plan: Mapping[str, Any]) -> list[str]:
-    """The whole plan: llama.cpp, models and instances."""
+def host_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The host, its driver, and the llama.cpp that it is to have."""
     machine, llama_cpp = plan["machine"], plan["llama_cpp"]
     if llama_cpp["source"] == "package":
         release = llama_cpp["package"].rsplit("/", 1)[-1]
@@ -48,8 +50,21 @@ def table(plan: Mapping[str, Any]) -> list[str]:
     if plan["driver"]:
         driver = plan["driver"]
         lines.insert(1, f"driver     {driver['version']} (CUDA {driver['cuda_version'] or '?'})")
+    return lines
+
+
+def source_text(source: str) -> str:
+    """A model's source as people may see it: what a URL's query holds may be a secret."""
+    return display_url(source) if source.startswith("http") else source
+
+
+def table(plan: Mapping[str, Any]) -> list[str]:
+    """The whole plan: llama.cpp, models and instances."""
+    lines = host_lines(plan)
     if plan["models"]:
-        models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
+        models = [
+            [model["name"], model["file"], source_text(model["source"])] for model in plan["models"]
+        ]
         lines += ["", *columns([["model", "file", "source"], *models])]
     if plan["instances"]:
         instances = [
@@ -79,3 +94,32 @@ def endpoints(plan: Mapping[str, Any]) -> list[str]:
         for instance in plan["instances"]
     ]
     return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]
+
+
+def engine_lines(memory: Mapping[str, Any]) -> list[str]:
+    """What the servers' dry runs said of the memory plan, and what they did not."""
+    unasked = [name for name in memory["keys"] if name in memory["unasked"]]
+    asked = len(unasked) < len(memory["keys"])
+    lines = differences(memory["differences"]) if asked else []
+    lines += [
+        f"Not measured of {name}: {sentence}"
+        for name, sentences in memory["not_covered"].items()
+        for sentence in sentences
+    ]
+    if unasked:
+        lines.append(f"Not asked about in its last setting: {', '.join(unasked)}")
+    return lines
+
+
+def differences(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Where the server's dry run said otherwise than the formulas, by instance, device and part."""
+    rows = [
+        [name, device, part.removesuffix("_mib"), f"{mib:+d}"]
+        for name, devices in found.items()
+        for device, parts in devices.items()
+        for part, mib in parts.items()
+    ]
+    if not rows:
+        return ["", "The server itself says the same, to the MiB."]
+    heading = ["the server says", "on", "of", "MiB beside the formulas"]
+    return ["", *columns([heading, *rows])]

@@ -73,7 +73,10 @@ class ProgressFile:
     def _write(self, *, force: bool) -> None:
         now = self._clock()
         self._progress["updated_at"] = now
-        if self._path is None or (not force and now - self._written_at < WRITE_INTERVAL_S):
+        if self._path is None or (
+            # A clock that was set back is not waited for.
+            not force and 0 <= now - self._written_at < WRITE_INTERVAL_S
+        ):
             return
         self._written_at = now
         fresh = self._path.with_name(self._path.name + ".new")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +31,14 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None where there is none that can be read."""
+    """The object in `path`; None where there is none.
+
+    Raises PermissionError: that one may not read it does not mean that it is not there.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
@@ -47,6 +54,19 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
     fresh.replace(path)
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def keep_attributes(path: Path) -> Iterator[None]:
+    """What replaces `path` inside gets its owner and mode, where there was one."""
+    state = stat_or_none(path)
+    yield
+    if state is None:
+        return
+    # Only root can give a file away; others replace none but their own.
+    with contextlib.suppress(PermissionError):
+        os.chown(path, state.st_uid, state.st_gid)
+        path.chmod(stat.S_IMODE(state.st_mode))
 
 
 def sync_directory(directory: Path) -> None:
@@ -98,3 +118,31 @@ def try_reflink(origin: Path, target: Path) -> bool:
         target.unlink(missing_ok=True)
         return False
     return True
+
+
+def share(origin: Path, target: Path) -> None:
+    """Let `target`, which must not be there, be the same file: a hard link, or a reflink.
+
+    Raises OSError where the file system can do neither.
+    """
+    try:
+        target.hardlink_to(origin)
+    except OSError:
+        if not try_reflink(origin, target):
+            raise
+        state = origin.stat()
+        os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both names are there and mean one inode."""
+    here, there = stat_or_none(one), stat_or_none(other)
+    return here is not None and there is not None and os.path.samestat(here, there)
+
+
+def file_digest(path: Path, on_progress: Callable[[int], None]) -> str:
+    """The sha256 of all bytes of `path`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        hash_into(digest, file, on_progress)
+    return digest.hexdigest()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .findings import Finding, error
 from .llama_options import extra_findings
-from .model_source import SourceError, default_file, parse_source
+from .model_files import Companion, wanted_files
+from .model_source import SourceError, parse_source
 
 KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
@@ -67,6 +68,16 @@ def _is_gpu(value: Any) -> bool:
     return _is_integer(value, 0, 63) or _matches(_GPU_UUID)(value)
 
 
+def _names_gpu(value: Any) -> bool:
+    """A GPU, or its index as text, which is what the command line makes of a number."""
+    return _is_gpu(value) or (
+        isinstance(value, str)
+        and value.isdecimal()
+        and value == str(int(value))
+        and int(value) < 64
+    )
+
+
 def _is_rate(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
@@ -98,17 +109,37 @@ def _is_lora(value: Any) -> bool:
     )
 
 
+def _is_companion(value: Any) -> bool:
+    if isinstance(value, str):
+        return _is_text(value)
+    return (
+        isinstance(value, Mapping)
+        and {"source"} <= set(value) <= {"source", "sha256", "file"}
+        and _is_text(value["source"])
+        and (value.get("sha256") is None or _matches(_SHA256)(value["sha256"]))
+        and (value.get("file") is None or _matches(_FILE_NAME)(value["file"]))
+    )
+
+
+_COMPANION: Final = "a source, or {source: …, sha256: …, file: …}"
+
 MODEL_KEYS: Final[Mapping[str, Key]] = {
     "source": Key(
         "hf://owner/repository/file.gguf[@revision], https://… or file:/absolute/path",
         _is_text,
         required=True,
     ),
-    "sha256": Key("64 lower-case hexadecimal digits", _matches(_SHA256)),
+    "sha256": Key(
+        "64 lower-case hexadecimal digits, or a list of them, one for each shard",
+        lambda v: _matches(_SHA256)(v) or (bool(v) and _is_list_of(_matches(_SHA256))(v)),
+    ),
     "aliases": Key(
         "a list of further names that clients use", _is_list_of(_matches(_MODEL_NAME)), []
     ),
     "file": Key("a file name ending in .gguf, without a folder", _matches(_FILE_NAME)),
+    "mmproj": Key(f"the projector of a model that sees or hears: {_COMPANION}", _is_companion),
+    "draft": Key(f"its draft model, for speculative decoding: {_COMPANION}", _is_companion),
+    "lora": Key(f"its LoRA adapters, a list, each {_COMPANION}", _is_list_of(_is_companion), []),
 }
 
 INSTANCE_KEYS: Final[Mapping[str, Key]] = {
@@ -128,10 +159,19 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         ["f16"],
     ),
     "modes": Key("a list of the modes that the instance serves", _is_list_of(_is_text), []),
+    "offload": Key(
+        "full (the whole model on the GPUs, or not at all) or auto (as much as fits)",
+        lambda v: v in ("full", "auto"),
+        "full",
+    ),
     "gpu_layers": Key(
-        "all, auto, or the number of layers on the GPU",
-        lambda v: v in ("all", "auto") or _is_integer(v, 0, 1000),
-        "all",
+        "a number of layers on the GPUs; without it all of them, and with offload: auto as many as "
+        "fit",
+        lambda v: _is_integer(v, 0, 1000),
+    ),
+    "cpu_moe_layers": Key(
+        "the number of layers whose experts stay on the CPU, where the plan is not to choose",
+        lambda v: _is_integer(v, 0, 1000),
     ),
     "split_mode": Key(
         "how a model lies on several GPUs: layer, row, tensor or none",
@@ -167,7 +207,18 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         lambda v: isinstance(v, Mapping),
         {},
     ),
+    "alternatives": Key(
+        "a list of mappings, each with keys that replace the wish's own where it cannot be met",
+        _is_list_of(lambda item: isinstance(item, Mapping) and bool(item)),
+        [],
+    ),
 }
+
+# An alternative is the same instance for its clients.
+_FIXED_IN_ALTERNATIVES: Final = ("alternatives", "api_key", "host", "port", "modes", "metrics")
+
+# How the model lies on the wish's own GPUs says nothing of others.
+_OF_THE_GPUS: Final = ("gpu_layers", "cpu_moe_layers", "split_mode", "main_gpu", "tensor_split")
 
 
 def _shown(value: Any) -> str:
@@ -218,6 +269,16 @@ SETTING_KEYS: Final[Mapping[str, Key]] = {
     ),
     "llama_cpp_jobs": Key("a number from 0 (automatic)", lambda v: _is_integer(v, 0, 4096)),
     "llama_cpp_memory_per_job_mib": Key("MiB, from 64", lambda v: _is_integer(v, 64, 2**20)),
+    "gpu_lockout": Key("a list of GPU indices or UUIDs", _is_list_of(_names_gpu)),
+    "preflight_gpu_reserve_mib": Key(
+        "a mapping of GPU indices or UUIDs to MiB",
+        lambda v: (
+            isinstance(v, Mapping)
+            and all(_names_gpu(gpu) and _is_integer(mib, 0, 2**24) for gpu, mib in v.items())
+        ),
+    ),
+    "preflight_gpu_reserve_default_mib": Key("MiB, from 0", lambda v: _is_integer(v, 0, 2**24)),
+    "preflight_memory_reserve_mib": Key("MiB, from 0", lambda v: _is_integer(v, 0, 2**30)),
     "gguf_models_dir": _PATH,
     "llama_instances_host": INSTANCE_KEYS["host"],
     "llama_instances_context": INSTANCE_KEYS["context"],
@@ -303,22 +364,16 @@ def check_models(raw: Any) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
         own = _key_findings(path, wish, MODEL_KEYS)
         model = _with_defaults(wish, MODEL_KEYS)
         if not own:
-            try:
-                source = parse_source(model["source"])
-            except SourceError as problem:
-                form = MODEL_KEYS["source"].accepts
-                own.append(error(f"{path}.source", str(problem), form, "correct the source"))
-            else:
-                model["file"] = model["file"] or default_file(source)
-                if not _matches(_FILE_NAME)(model["file"]):
-                    form = MODEL_KEYS["file"].accepts
-                    shown = f"the source ends in {model['file']!r}"
-                    own.append(error(f"{path}.file", shown, form, "give the key file"))
+            own += _settle_files(path, model)
         found.extend(own)
         if not own:
             models[name] = model
     found += _repeated(
-        [(model["file"], f"gguf_models.{name}.file") for name, model in models.items()],
+        [
+            (file["file"], f"gguf_models.{name}.{_KEY_OF_ROLE[file['role']]}")
+            for name, model in models.items()
+            for file in model["files"]
+        ],
         "a file",
         "give one of the two another name with the key file",
     )
@@ -330,6 +385,50 @@ def check_models(raw: Any) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     ]
     found += _repeated(names + aliases, "a name", "drop the name in one of the two places")
     return models, found
+
+
+# Where a file's name comes from, by what it is to its model.
+_KEY_OF_ROLE: Final = {"model": "file", "mmproj": "mmproj", "draft": "draft", "lora": "lora"}
+
+
+def _settle_files(path: str, model: dict[str, Any]) -> list[Finding]:
+    """Give the model its `file` and its `files`; what is wrong with them."""
+    sha256 = model["sha256"] or []
+    try:
+        source = parse_source(model["source"])
+        files = wanted_files(
+            source,
+            model["file"],
+            [sha256] if isinstance(sha256, str) else sha256,
+            mmproj=_companion(model["mmproj"]) if model["mmproj"] else None,
+            draft=_companion(model["draft"]) if model["draft"] else None,
+            lora=[_companion(adapter) for adapter in model["lora"]],
+        )
+    except SourceError as problem:
+        form = MODEL_KEYS["source"].accepts
+        return [error(f"{path}.source", str(problem), form, "correct the source")]
+    model["file"] = files[0].file
+    model["files"] = [
+        {"file": file.file, "role": file.role, "source": str(file.source), "sha256": file.sha256}
+        for file in files
+    ]
+    return [
+        error(
+            f"{path}.{_KEY_OF_ROLE[file.role]}",
+            f"the file would be called {file.file!r}",
+            MODEL_KEYS["file"].accepts,
+            "give the key file",
+        )
+        for file in files
+        if not _matches(_FILE_NAME)(file.file)
+    ]
+
+
+def _companion(wish: str | Mapping[str, Any]) -> Companion:
+    """Raises SourceError."""
+    if isinstance(wish, str):
+        return Companion(parse_source(wish))
+    return Companion(parse_source(wish["source"]), wish.get("sha256"), wish.get("file"))
 
 
 def model_names(wish: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -370,6 +469,10 @@ def check_instances(
         instance = _with_defaults(wish, INSTANCE_KEYS)
         if not own:
             own += _instance_findings(path, instance, known)
+            for number, changes in enumerate(instance["alternatives"]):
+                own += _alternative_findings(
+                    f"{path}.alternatives[{number}]", instance, changes, known
+                )
         found.extend(own)
         if not own:
             instances[name] = instance
@@ -379,6 +482,40 @@ def check_instances(
         "give one of the two another port",
     )
     return instances, found
+
+
+def with_alternative(wish: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The wish as an alternative has it: with its changes, and without alternatives.
+
+    A null is a change where it is what the key has by default (no draft model, all layers); any
+    other key with a null is as if it were not given.
+    """
+    merged = {name: value for name, value in wish.items() if name != "alternatives"}
+    given = {
+        name: value
+        for name, value in changes.items()
+        if value is not None or _may_be_null(INSTANCE_KEYS[name])
+    }
+    if "gpus" in given:
+        merged |= {name: INSTANCE_KEYS[name].default for name in _OF_THE_GPUS}
+    return {**merged, **given}
+
+
+def _may_be_null(key: Key) -> bool:
+    return key.default is None and not key.required
+
+
+def _alternative_findings(
+    path: str, instance: Mapping[str, Any], changes: Mapping[str, Any], known: list[str]
+) -> list[Finding]:
+    """What is wrong with an alternative; it may change all that its clients do not see."""
+    keys = {
+        name: replace(key, required=False)
+        for name, key in INSTANCE_KEYS.items()
+        if name not in _FIXED_IN_ALTERNATIVES
+    }
+    found = _key_findings(path, changes, keys)
+    return found or _instance_findings(path, with_alternative(instance, changes), known)
 
 
 def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> list[Finding]:

@@ -22,13 +22,16 @@ options:
     description: Name of the files in C(/etc/apt/sources.list.d), without an ending.
     type: str
     required: true
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: full
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """

@@ -18,13 +18,16 @@ options:
     type: list
     elements: path
     default: []
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """

@@ -25,13 +25,16 @@ options:
     description: The C compiler that makes the stand-in for the driver's library.
     type: str
     default: gcc
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: full
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """

@@ -14,13 +14,16 @@ description:
   - Does not fail for a host without a usable GPU, see RV(status).
   - Needs nothing but Python and the driver on the host and changes nothing.
 options: {}
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 notes:
   - C(nvidia-smi) is looked for on E(PATH) and then where drivers put it.
   - Without persistence mode the driver sets every GPU up anew for this, which takes seconds a GPU.

@@ -36,13 +36,16 @@ options:
   releases_dir:
     description: A folder of releases, of which those that processes run from are returned.
     type: path
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: none
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """
@@ -106,6 +109,11 @@ units:
   type: list
   elements: str
   sample: [kloros-llama-live.service]
+unit_processes:
+  description: The main process of each of RV(units) that runs.
+  returned: always
+  type: dict
+  sample: {kloros-llama-live.service: 4711}
 foreign_units:
   description: Names of units that are named as this project's are, and were written by others.
   returned: always
@@ -122,7 +130,10 @@ releases_in_use:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kloros.llm.plugins.module_utils import host_facts
-from ansible_collections.kloros.llm.plugins.module_utils.systemd import instance_units
+from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
+    instance_units,
+    unit_state,
+)
 
 
 def main() -> None:
@@ -137,6 +148,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     units, foreign_units = instance_units()
+    processes = {unit: unit_state(unit)["main_pid"] for unit in units}
     releases_dir = module.params["releases_dir"]
     in_use = {"releases_in_use": host_facts.folders_in_use(releases_dir)} if releases_dir else {}
     module.exit_json(
@@ -148,6 +160,7 @@ def main() -> None:
         programs=host_facts.program_versions(module.params["programs"]),
         listeners=host_facts.listeners(),
         units=units,
+        unit_processes={unit: pid for unit, pid in processes.items() if pid},
         foreign_units=foreign_units,
         **in_use,
     )

@@ -54,7 +54,7 @@ options:
     elements: dict
     default: []
   gpu_layers:
-    description: Layers that must be on the GPUs, V(all), V(auto) (at least one) or a number.
+    description: Layers that must be on the GPUs, V(all) or a number.
     type: str
     default: all
   split_mode:
@@ -79,13 +79,16 @@ options:
     description: Longest wait for the unit to be ready, in seconds.
     type: int
     default: 600
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return status without changing anything.
     support: full
   diff_mode:
-    description: Returns details on what has changed.
     support: full
+  platform:
+    support: full
+    platforms: linux
 author:
   - The kloros-llm contributors
 """

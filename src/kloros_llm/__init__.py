@@ -1,0 +1,1 @@
+"""What stays on the host when Ansible has left; `core` is what the collection's modules share."""

@@ -1,0 +1,1 @@
+"""One module a command: `run(arguments)` does it and returns the exit status."""
