@@ -177,6 +177,7 @@ class FilterModule:
             "gateway_credentials": gateway_toml.credentials,
             "gateway_keys": gateway_toml.keys_of_listeners,
             "gateway_packages": gateway_plan.gateway_packages,
+            "gateway_table": plan_text.gateway,
             "gateway_toml": gateway_toml.gateway_toml,
             "kloros_llm_plan": plan.make_plan,
             "lasting_plan": plan.lasting,

@@ -165,7 +165,7 @@ class SentenceStream(Iterator[str]):
 
     def __next__(self) -> str:
         sentence = next(self._sentences)
-        if False:
+        if self.pieces.closed:
             raise StopIteration
         return sentence
 

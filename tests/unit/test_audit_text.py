@@ -146,3 +146,37 @@ def test_wrong_settings_are_findings_without_a_memory_plan(kloros: tuple[Data, D
     found = sections(report(wishes, host))
     assert "Memory" not in found
     assert found["Findings"][0] == "ERROR preflight_memory_reserve_mib: -1"
+
+
+def test_a_card_that_is_taken_out_shifts_indices(kloros: tuple[Data, Data]) -> None:
+    wishes, host = kloros
+    instances = wishes["llama_instances"]["instances"]
+    others = joined(sections(report(wishes, host))["With other GPUs"])
+    assert "live, code names GPUs by index" in others
+    uuids = [gpu["uuid"] for gpu in host["gpus"]["gpus"]]
+    for name, uuid in zip(instances, uuids, strict=True):
+        instances[name]["gpus"] = [uuid]
+    assert "by index" not in joined(sections(report(wishes, host))["With other GPUs"])
+    instances["live"]["alternatives"] = [{"gpus": [1]}]
+    others = joined(sections(report(wishes, host))["With other GPUs"])
+    assert "live names GPUs by index" in others
+
+
+def test_what_does_not_fit_is_told_once(kloros: tuple[Data, Data]) -> None:
+    """Also where alternatives were passed over, and the finding goes on with the wish itself."""
+    wishes, host = kloros
+    wishes["llama_instances"]["instances"]["live"]["alternatives"] = [{"gpus": [1]}]
+    lines = report(wishes, host)
+    assert "live does not fit" in joined(sections(lines)["Memory"])
+    assert list(sections(lines)) == SECTIONS[:-1]
+
+
+def test_no_query_of_a_source_is_shown(kloros: tuple[Data, Data]) -> None:
+    wishes, host = kloros
+    name = next(iter(wishes["gguf_models"]["models"]))
+    source = "https://models.example.org/a.gguf?token=canary"
+    file = host["headers"][0]["item"]["file"]
+    wishes["gguf_models"]["models"][name] = {"source": source, "file": file}
+    text = "\n".join(report(wishes, host))
+    assert "https://models.example.org/a.gguf" in text
+    assert "canary" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_bytes import Memor
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_facts import model_facts
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import GgufModel, GgufShard
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import read_header
+from ansible_collections.kloros.llm.plugins.module_utils.model_files import (
+    FileRecord,
+    Record,
+    write_record,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.model_shape import ModelShape
 from ansible_collections.kloros.llm.plugins.modules import gguf_info
 
@@ -123,6 +129,56 @@ def test_a_model_on_a_hub(runner: PlayRunner, hub: StandInHub, file: Path) -> No
     assert len(hub.requests) == 2
     assert TOKEN not in played.output
     assert runner.left_over() == []
+
+
+def recorded(path: Path, source: str) -> str:
+    """Write the record of a file that is in place; its digest."""
+    state = path.stat()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = FileRecord(
+        file=path.name,
+        role="model",
+        source=source,
+        revision=None,
+        size_bytes=state.st_size,
+        sha256=digest,
+        verified=True,
+        verified_at="2026-11-23T00:00:00+00:00",
+        mtime_ns=state.st_mtime_ns,
+    )
+    write_record(path.parent, Record("tiny", source, None, (file,)))
+    return digest
+
+
+def test_a_file_from_another_source_is_not_what_will_be_there(
+    runner: PlayRunner, tmp_path: Path
+) -> None:
+    """Its successor is what counts, before it is fetched; a digest that agrees keeps the file."""
+    here, there = tmp_path / "m.gguf", tmp_path / "new.gguf"
+    here.write_bytes(tiny().file())
+    there.write_bytes(tiny().file().replace(b"Tiny Llama", b"Other Lama"))
+    digest = recorded(here, "file:/old.gguf")
+    new = {"path": str(here), "source": f"file:{there}"}
+    same = {"path": str(here), "source": "file:/old.gguf"}
+    gone = {"path": str(here), "source": "file:/gone.gguf", "report_problems": True}
+    played = runner.play("gguf_info", new, same, new | {"sha256": digest}, gone)
+    names = [result.get("name") for result in played.results]
+    assert names == ["Other Lama", "Tiny Llama", "Tiny Llama", None]
+    assert "/gone.gguf" in played.results[3]["problem"]
+    here.touch()  # Touched since: only reading it whole would tell.
+    assert runner.play("gguf_info", new).result["name"] == "Tiny Llama"
+
+
+def test_a_damaged_file_is_read_at_its_source(runner: PlayRunner, tmp_path: Path) -> None:
+    here, there = tmp_path / "m.gguf", tmp_path / "whole.gguf"
+    there.write_bytes(tiny().file())
+    here.write_bytes(tiny().file()[:200])
+    both = {"path": str(here), "source": f"file:{there}", "report_problems": True}
+    neither = both | {"source": "file:/gone.gguf"}
+    read, problem = runner.play("gguf_info", both, neither).results
+    assert read["name"] == "Tiny Llama"
+    assert str(here) in problem["problem"]
+    assert "/gone.gguf" in problem["problem"]
 
 
 FAILURES: list[tuple[dict[str, Any], str]] = [

@@ -28,7 +28,7 @@ from ansible_collections.kloros.llm.plugins.module_utils.vram_need import (
 )
 from ansible_collections.kloros.llm.plugins.module_utils.vram_plan import vram_plan
 
-from tests.unit.planned_models import headers_of
+from tests.unit.planned_models import header_of, headers_of
 
 Data = dict[str, Any]
 UUID = "GPU-3060"
@@ -329,6 +329,23 @@ def test_others_are_seen_beside_own_servers_where_the_driver_hides_processes(
     assert make_plan(wishes, host)["plan"]["memory"]["gpus"][0]["neighbours_mib"] > 2000
 
 
+def test_who_gives_memory_back_stops_before_others_take_it(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    live = wishes["llama_instances"]["instances"]["live"]
+    live["context"] = 16384
+    first = make_plan(wishes, host)["plan"]
+    assert first["changes"]["units_to_move"] == []
+    host["before"] = previous_plan(json.dumps(lasting(first)))
+    assert make_plan(wishes, host)["plan"]["changes"]["units_to_move"] == []
+    less: list[Data] = [{"context": 4096}, {"gpus": []}]
+    for changed in less:
+        wishes["llama_instances"]["instances"]["live"] = live | changed
+        shrunk = make_plan(wishes, host)["plan"]
+        assert shrunk["changes"]["units_to_move"] == ["kloros-llama-live.service"]
+    wishes["llama_instances"]["instances"]["live"] = live | {"context": 20480}
+    assert make_plan(wishes, host)["plan"]["changes"]["units_to_move"] == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -381,3 +398,80 @@ def test_sources_of_all_files(wishes: Data, host: Data) -> None:
     ]
     (live,) = make_plan(wishes, host)["plan"]["instances"]
     assert live["environment"]["LLAMA_ARG_MMPROJ"] == f"{folder}/tiny.mmproj.gguf"
+
+
+def two_models(wishes: Data, host: Data) -> None:
+    """A model of 7 billion parameters and one of half a billion, for the instance live."""
+    wishes["gguf_models"]["models"] = {
+        name: {"source": f"hf://someone/them/{name}.gguf"} for name in ("big", "little")
+    }
+    zoo = {"big.gguf": "qwen2.5-7b", "little.gguf": "qwen2.5-0.5b"}
+    host["headers"] = [header_of(item, zoo[item["file"]]) for item in models_to_read(wishes)]
+    wishes["llama_instances"]["instances"]["live"] |= {
+        "model": "big",
+        "alternatives": [{"model": "little"}],
+    }
+
+
+@pytest.mark.parametrize("more_mib", [9000, 12000])
+def test_what_is_said_of_the_wish_is_not_held_against_the_alternative(
+    on_gpu: tuple[Data, Data], more_mib: int
+) -> None:
+    wishes, host = on_gpu
+    two_models(wishes, host)
+    ask(host, make_plan(wishes, host)["plan"], compute_mib=more_mib)
+    second = make_plan(wishes, host)
+    assert errors(second) == []
+    (live,) = second["plan"]["instances"]
+    assert (live["model"], second["plan"]["memory"]["unasked"]) == ("little", ["live"])
+    ask(host, second["plan"])
+    third = make_plan(wishes, host)
+    (predicted, _) = third["plan"]["memory"]["instances"]["live"]["predicted"]
+    assert devices(third)["CUDA0"]["compute_mib"] <= predicted["compute_mib"] + 1
+    assert third["plan"]["memory"]["unasked"] == []
+
+
+def test_what_is_said_of_a_wish_leaves_room_beside_its_alternative(
+    on_gpu: tuple[Data, Data],
+) -> None:
+    wishes, host = on_gpu
+    two_models(wishes, host)
+    code = {"model": "big", "port": 8081, "gpus": [0], "context": 2048}
+    wishes["llama_instances"]["instances"]["code"] = code
+    ask(host, make_plan(wishes, host)["plan"], compute_mib=7000)
+    result = make_plan(wishes, host)
+    assert errors(result) == []
+    models = {one["name"]: one["model"] for one in result["plan"]["instances"]}
+    assert models == {"live": "little", "code": "big"}
+
+
+def test_build_stays_what_it_is_whatever_the_engine_says(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    wishes["llama_instances"]["instances"]["live"]["alternatives"] = [{"gpus": []}]
+    first = make_plan(wishes, host)["plan"]
+    ask(host, first, compute_mib=12000)
+    second = make_plan(wishes, host)["plan"]
+    assert second["instances"][0]["gpus"] == []
+    assert first["llama_cpp"] == second["llama_cpp"]
+    assert second["llama_cpp"]["backend"] == "cuda"
+    say(host, second)
+    third = make_plan(wishes, host)["plan"]
+    before = previous_plan(json.dumps(lasting(third)))
+    again = make_plan(wishes, host | {"before": before, "dry_runs": known_dry_runs(before)})["plan"]
+    assert lasting(again) == lasting(third)
+    assert again["memory"]["unasked"] == []
+
+
+def test_without_its_gpus_a_wish_asks_for_no_cuda(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    live = wishes["llama_instances"]["instances"]["live"]
+    live |= {"gpus": ["GPU-elsewhere"], "alternatives": [{"gpus": []}]}
+    assert make_plan(wishes, host)["plan"]["llama_cpp"]["backend"] == "cpu"
+
+
+def test_dry_run_is_known_again_when_the_file_is_on_the_host(on_gpu: tuple[Data, Data]) -> None:
+    wishes, host = on_gpu
+    host["headers"][0] |= {"size_bytes": None, "quantisation": None}
+    ask(host, make_plan(wishes, host)["plan"])
+    host["headers"] = headers_of(wishes, "qwen2.5-0.5b")
+    assert make_plan(wishes, host)["plan"]["memory"]["unasked"] == []

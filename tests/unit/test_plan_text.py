@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from ansible_collections.kloros.llm.plugins.module_utils.plan_text import differences, engine_lines
+from ansible_collections.kloros.llm.plugins.module_utils.plan_text import (
+    differences,
+    engine_lines,
+    source_text,
+)
 
 SAME = ["", "The server itself says the same, to the MiB."]
+
+
+def test_sources_without_what_may_be_secret() -> None:
+    assert source_text("hf://a/b/c.gguf@main") == "hf://a/b/c.gguf@main"
+    assert source_text("file:/srv/c.gguf?x") == "file:/srv/c.gguf?x"
+    assert source_text("https://host:8/c.gguf?sig=canary") == "https://host:8/c.gguf"
 
 
 def test_differences_are_a_table() -> None:

@@ -161,3 +161,27 @@ def test_without_instances_no_engine_is_asked(
     output = engine(run_play, here, wishes, host, says(here, model=1, context=1, compute=1))
     assert output.startswith("0\n"), output
     assert here.seen("pid") == []
+
+
+def plans_made(output: str) -> int:
+    """How often the plan was made, of the tasks in what a play printed."""
+    tasks = output.split("TASK [preflight : Measure the wishes against the host]")[1:]
+    return sum("skipping:" not in said.split("TASK [")[0] for said in tasks)
+
+
+def test_rounds_that_are_not_needed_plan_nothing(
+    run_play: Run, here: Lab, on_gpu: tuple[Data, Data]
+) -> None:
+    output = engine(run_play, here, *on_gpu, says(here, model=325, context=48, compute=58))
+    assert output.startswith("0\n"), output
+    assert plans_made(output) == 2  # before the server was asked, and with what it said
+
+
+def test_what_the_server_says_is_heard_in_the_round_in_which_it_is_asked(
+    run_play: Run, here: Lab, on_gpu: tuple[Data, Data]
+) -> None:
+    """The condition of a round must not change while the round goes on."""
+    on_gpu[0]["llama_instances"]["instances"]["live"]["alternatives"] = [{"gpus": []}]
+    output = engine(run_play, here, *on_gpu, says(here, model=20000, context=48, compute=38))
+    assert output.startswith("0\n"), output
+    assert plans_made(output) == 3  # with what it said of the wish, then of the alternative

@@ -523,7 +523,8 @@ def process(pid: int, used_mib: int | None) -> Data:
         (4000, [process(1, None)], [], {}, 6144),
         (4000, [process(2, None)], [2], {FIRST: 5000}, 1024),
         (4000, [], [2], {FIRST: 5000}, 1024),
-        (4000, [], [2], {}, 0),  # nobody tells which part is ours
+        (4000, [], [2], {}, 6144),  # we run, but not on this GPU
+        (4000, [], [2], None, 0),  # nobody tells which part is ours
         (None, [process(1, 300)], [], {}, 512),
     ],
 )
@@ -531,7 +532,7 @@ def test_what_others_use(
     free_mib: int | None,
     processes: list[Data],
     own_pids: list[int],
-    own_mib: dict[str, int],
+    own_mib: dict[str, int] | None,
     neighbours_mib: int,
 ) -> None:
     card = gpu(0, 10_000, memory_free_mib=free_mib, processes=processes)

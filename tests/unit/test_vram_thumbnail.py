@@ -85,3 +85,18 @@ def test_few_layers_are_asked_about() -> None:
         )
     assert max(asked) <= 16
     assert len(asked) < 25
+
+
+def test_most_splits_share_a_small_model() -> None:
+    asked: list[RunConfig] = []
+
+    def counting(shape: ModelShape, config: RunConfig) -> list[DeviceMemory]:
+        asked.append(config)
+        return list(memory(shape, config))
+
+    thumbnail = Thumbnail(qwen25_32b(), counting, stored)
+    for first in range(66):
+        thumbnail.rows(
+            RunConfig(8192, devices=("CUDA0", "CUDA1"), tensor_split=(first, 65.0 - first))
+        )
+    assert len(asked) <= 14

@@ -131,18 +131,39 @@ def test_a_model_that_does_not_load_fails_with_the_servers_own_words(
 ) -> None:
     """The other instance is left alone. Leaves `code` broken."""
     live, _ = pids(host)
+    folder = "/var/lib/kloros-llm/models"
+    whole = f"{folder}/SmolLM2-135M-Instruct.Q4_1.gguf"
+    # Headers do not tell that weights are no numbers.
+    fill = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(60_000_000); f.write(b'\\xff' * 4096)"
+    host.check_output(f"cp {whole} /srv/bad.gguf")
+    host.check_output("python3 -c %s /srv/bad.gguf", fill)
+    changed = copy.deepcopy(wishes)
+    changed["code"] |= {"model": "bad:135m", "extra": {"check-tensors": True}}
+    bad = {"bad:135m": {"source": "file:/srv/bad.gguf"}}
+    run = play(llama_instances=changed, gguf_models=models | bad)
+    assert run.returncode != 0
+    assert "kloros-llama-code.service did not become ready" in run.output
+    assert "has invalid data" in run.output
+    assert main_pid(host, "live") == live
+    assert get(host, 8080, "/health") == {"status": "ok"}
+    host.check_output(f"sh -c 'rm /srv/bad.gguf {folder}/bad.gguf*'")
+
+
+@only_on("kloros-trixie")
+def test_a_model_that_is_cut_off_is_refused_before_anything_changes(
+    host: Host, play: Play, wishes: dict[str, Any], models: dict[str, Any]
+) -> None:
     whole = "/var/lib/kloros-llm/models/SmolLM2-135M-Instruct.Q4_1.gguf"
     host.check_output(f"sh -c 'head -c 60000000 {whole} > /srv/cut.gguf'")
     changed = copy.deepcopy(wishes)
     changed["code"]["model"] = "cut:135m"
     cut = {"cut:135m": {"source": "file:/srv/cut.gguf"}}
     run = play(llama_instances=changed, gguf_models=models | cut)
+    host.check_output("rm /srv/cut.gguf")
     assert run.returncode != 0
-    assert "kloros-llama-code.service did not become ready" in run.output
-    assert "model is corrupted or incomplete" in run.output
-    assert main_pid(host, "live") == live
-    assert get(host, 8080, "/health") == {"status": "ok"}
-    host.check_output("sh -c 'rm /srv/cut.gguf /var/lib/kloros-llm/models/cut.gguf*'")
+    assert run.changed == 0
+    assert "Nothing was changed" in run.output
+    assert "gguf_models.cut:135m" in run.output
 
 
 @only_on("kloros-trixie")

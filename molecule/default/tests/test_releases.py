@@ -38,7 +38,7 @@ def make(host: Host, play: Play) -> Iterator[Any]:
             llama_cpp_dir=folder,
             llama_cpp_cache_dir="/var/cache/trial",
             preflight_plan_file="/run/trial-plan.json",
-            **variables,
+            **{"llama_instances": {}, "gguf_models": {}, **variables},
         )
 
     yield run
@@ -199,9 +199,10 @@ def test_archive_package_and_wrong_digests(host: Host, make: Any, hub: Hub, tmp_
     again = make(**settings)
     assert again.changed == 0, again.output
 
-    (package,) = packages.glob("*.tar.gz")
+    package, stated = sorted(packages.iterdir())
     package_sha256 = hashlib.sha256(package.read_bytes()).hexdigest()
-    assert Path(f"{package}.sha256").read_text() == f"{package_sha256}  {package.name}\n"
+    assert stated.name == f"{package.name}.sha256"
+    assert stated.read_text() == f"{package_sha256}  {package.name}\n"
     install = {"llama_cpp_source": "package", "llama_cpp_package": str(package)}
     refused = make(folder=f"{TRIAL}-2", **install, llama_cpp_package_sha256="0" * 64)
     assert refused.returncode != 0

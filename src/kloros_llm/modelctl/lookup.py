@@ -7,9 +7,9 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.gguf_bytes import FileBytes, MemoryBytes
+from ..core.gguf_bytes import MemoryBytes
 from ..core.gguf_files import GgufModel, read_model, read_model_file, read_model_source
-from ..core.gguf_header_files import Header, fetch_headers
+from ..core.gguf_header_files import Header, fetch_headers, headers_of
 from ..core.http_client import HttpClient
 from ..core.model_catalogue import Found, UnknownNameError
 from ..core.model_source import Source, parse_source
@@ -74,7 +74,7 @@ def read_with_bytes(
     """The header, and its bytes as well; raises as `read`."""
     if place.path is not None:
         model = read_model_file(place.path)
-        return model, tuple(_local_header(model, number) for number in range(len(model.shards)))
+        return model, headers_of(model)
     headers = fetch_headers(*_hub(host, place, arguments))
     known = {header.file_name: header for header in headers}
 
@@ -82,13 +82,6 @@ def read_with_bytes(
         return MemoryBytes(known[name].content, known[name].size_bytes, str(place.source))
 
     return read_model(open_fetched, headers[0].file_name), headers
-
-
-def _local_header(model: GgufModel, number: int) -> Header:
-    shard = model.shards[number]
-    with FileBytes(shard.name) as file:
-        content = file.read_at(0, shard.header.data_offset)
-        return Header(Path(shard.name).name, content, file.size_bytes)
 
 
 def _hub(

@@ -7,7 +7,7 @@ from typing import Any
 
 from .findings import Finding, render
 from .plan import make_plan
-from .plan_text import columns, host_lines
+from .plan_text import columns, host_lines, source_text
 from .vram_plan import profiles
 from .vram_text import memory_text, profiles_text
 
@@ -26,10 +26,16 @@ def audit_report(
     ]
     if plan["memory"]:
         parts.append(("Memory", memory_text(plan["memory"])))
-        parts.append(("With other GPUs", profiles_text(_profiles(wishes, host))))
+        others = profiles_text(_profiles(wishes, host))
+        parts.append(("With other GPUs", [*others, *_about_indices(wishes, host)]))
     # What does not fit is told with the memory already.
     told = {problem["found"] for problem in plan["memory"].get("problems", ())}
-    rest = [finding for finding in findings if finding["found"] not in told]
+    rest = [
+        finding
+        for finding in findings
+        # One that passed alternatives over goes on with why.
+        if not any(finding["found"].startswith(problem) for problem in told)
+    ]
     if rest or not told:
         parts.append(("Findings", render(rest) or ["Nothing is wrong."]))
     lines: list[str] = []
@@ -86,10 +92,30 @@ def _model_lines(plan: Mapping[str, Any], headers: Sequence[Mapping[str, Any]]) 
                 header["quantisation"],
                 _or_unknown(header["context_trained"]),
                 _or_unknown(header["architecture"]),
-                "on the host" if header["on_host"] else f"to be fetched: {model['source']}",
+                "on the host"
+                if header["on_host"]
+                else f"to be fetched: {source_text(model['source'])}",
             ]
         )
     return columns(rows)
+
+
+def _about_indices(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
+    """A card that is gone shifts the indices of those after it; the profiles keep them."""
+    by_index = [
+        name
+        for name, wish in wishes["llama_instances"]["instances"].items()
+        for one in [wish, *(wish.get("alternatives") or [])]
+        if any(not str(gpu).startswith("GPU-") for gpu in one.get("gpus") or [])
+    ]
+    if len(host["gpus"]["gpus"]) < 2 or not by_index:
+        return []
+    return [
+        "",
+        f"{', '.join(dict.fromkeys(by_index))} names GPUs by index: this is for GPUs that are",
+        "locked out. Where a card is taken out, those after it get other indices, so name",
+        "them by UUID.",
+    ]
 
 
 def _profiles(

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .gguf_bytes import ByteSource
-from .gguf_files import GgufModel, RemoteFiles, read_model
+from .gguf_bytes import ByteSource, FileBytes
+from .gguf_files import GgufModel, RemoteFiles, read_model, read_model_file
 from .gguf_header import GgufHeader
 from .http_client import HttpClient
 from .model_source import Source, SourceError
@@ -55,6 +55,28 @@ def fetch_headers(
         return opened[-1]
 
     return _headers(read_model(open_and_keep, files.first_name), opened)
+
+
+def local_headers(path: Path | str) -> tuple[Header, ...]:
+    """The headers of all files of a model on this host, `path` being the first.
+
+    They can be laid out for a program that may not read the files themselves.
+
+    Raises:
+        GgufError: a header is unusable, or shards do not belong together.
+        OSError: as from opening a file.
+    """
+    return headers_of(read_model_file(path))
+
+
+def headers_of(model: GgufModel) -> tuple[Header, ...]:
+    """The headers of a model whose files lie on this host; raises OSError, GgufError."""
+    found = []
+    for shard in model.shards:
+        with FileBytes(shard.name) as file:
+            content = file.read_at(0, shard.header.data_offset)
+            found.append(Header(Path(shard.name).name, content, file.size_bytes))
+    return tuple(found)
 
 
 def lay_out(headers: Mapping[str, Sequence[Header]], folder: Path) -> dict[str, Path]:

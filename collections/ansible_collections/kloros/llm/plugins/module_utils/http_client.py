@@ -33,6 +33,8 @@ MAX_REDIRECTS = 10
 MAX_ATTEMPTS = 6
 # A wrong name or a closed port hardly ever heals: tell sooner.
 MAX_ATTEMPTS_UNREACHABLE = 3
+# Of who waits for a header nothing is lost by asking again later.
+MAX_ATTEMPTS_HEADER = 3
 MAX_TIMEOUT_S = 86_400
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 300.0
@@ -199,6 +201,7 @@ class HttpClient:
         timeout_s: float = 30.0,
         sleep: Callable[[float], None] | None = None,
         on_wait: Callable[[str], None] = lambda _: None,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise HttpError(
@@ -208,6 +211,7 @@ class HttpClient:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._on_wait = on_wait
+        self._max_attempts = max_attempts
         self._proxies = urllib.request.getproxies()
         self._context: ssl.SSLContext | None = None
         self._context_lock = threading.Lock()
@@ -239,7 +243,7 @@ class HttpClient:
                     stop_at_foreign_redirect=stop_at_foreign_redirect,
                 )
             except HttpError as error:
-                if not error.transient or attempt >= error.attempts:
+                if not error.transient or attempt >= min(error.attempts, self._max_attempts):
                     raise
                 self.wait_before_retry(attempt, str(error), error.retry_after_s)
 

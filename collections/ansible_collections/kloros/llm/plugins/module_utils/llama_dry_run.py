@@ -205,16 +205,15 @@ def dry_run(
     header_file: Path | None = None,
     *,
     headers: Mapping[str, Sequence[Header]] | None = None,
-    files: Mapping[str, Path] | None = None,
     user: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> DryRun:
     """Ask `server` what an instance with `environment` would take.
 
     `environment` is the instance's, as its unit gives it to the server; `LLAMA_EXTRA_ARGS` in it is
-    split as systemd does. `header_file` stands in for the model. `headers` and `files` map paths
-    that the environment names to what stands in for them: headers that were fetched, or other
-    files. All else is read where it lies, header only.
+    split as systemd does. `header_file` stands in for the model. `headers` maps paths that the
+    environment names to the headers that stand in for them. All else is read where it lies,
+    header only.
 
     As root the engine runs as `user` (default `nobody`), which must be able to read the files and
     to use the GPUs; else `user` has no effect.
@@ -226,8 +225,8 @@ def dry_run(
     account = _account(user)
     with _private_folder() as folder:
         try:
-            places = {path: str(place) for path, place in (files or {}).items()}
-            places |= {k: str(place) for k, place in lay_out(headers or {}, folder).items()}
+            laid_out = lay_out(headers or {}, folder)
+            places = {path: str(place) for path, place in laid_out.items()}
             if account:
                 give_to(folder, account.pw_uid, account.pw_gid)
         except OSError as error:

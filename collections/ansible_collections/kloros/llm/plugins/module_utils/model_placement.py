@@ -27,7 +27,7 @@ from .model_files import (
     record_path,
     write_record,
 )
-from .model_source import check_file_name
+from .model_source import Source, SourceError, check_file_name, parse_source
 from .store_files import (
     beside,
     is_same_file,
@@ -61,6 +61,30 @@ def is_intact(file: FileRecord, path: Path) -> bool:
         and not file.damaged
         and (file.size_bytes, file.mtime_ns) == (state.st_size, state.st_mtime_ns)
     )
+
+
+def may_be(path: Path, source: Source, sha256: str | None = None) -> bool:
+    """Whether a file of the store is the one that `source` names, as far as records tell.
+
+    False where there is none, or where a record says that these bytes came from elsewhere and have
+    another digest than `sha256`: then they will be replaced. Without a record, or of a file that
+    was touched since, nothing is known against it.
+    """
+    if not path.exists():
+        return False
+    for record_file in path.parent.glob("*.json"):
+        record = read_record(record_file.with_suffix(""))
+        file = record.file(path.name) if record else None
+        if file and is_intact(file, path) and not _is_of(file, source, sha256):
+            return False
+    return True
+
+
+def _is_of(file: FileRecord, source: Source, sha256: str | None) -> bool:
+    try:
+        return file.sha256 == sha256 if sha256 else parse_source(file.source) == source
+    except SourceError:
+        return False
 
 
 def is_whole(record: Record, directory: Path) -> bool:

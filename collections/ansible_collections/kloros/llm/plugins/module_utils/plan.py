@@ -80,12 +80,14 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     instances, instance_findings = check_instances(instances_wish["instances"], names)
     settings_findings = check_settings(_settings(wishes))
     headers = {result["item"]["file"]: result for result in host["headers"]}
-    settled = Settled({}, [], {}, [])
+    settled = Settled({}, [], [], {}, [])
     if not settings_findings:
         settled = settle_instances(wishes, host, instances, models, headers)
     planned = settled.instances
     on_gpus = [name for name, candidate in settled.chosen.items() if candidate.wish["gpus"]]
-    llama_cpp, llama_cpp_findings = _llama_cpp(wishes["llama_cpp"], host, on_gpus)
+    llama_cpp, llama_cpp_findings = _llama_cpp(
+        wishes["llama_cpp"], host, on_gpus, for_gpus=bool(settled.for_gpus)
+    )
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
         llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
@@ -130,7 +132,12 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
             ],
             "units_to_retire": retired,
             "files_to_remove": [path for unit in retired for path in instance_files(unit)],
-            "units_to_move": _units_to_move(planned, host["listeners"]),
+            "units_to_move": sorted(
+                {
+                    *_units_off_ports(planned, host["listeners"]),
+                    *_units_off_gpus(planned, settled.memory, host["before"]),
+                }
+            ),
             **gateway_changes,
         },
     }
@@ -164,7 +171,8 @@ def lasting(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def models_to_read(wishes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The files whose headers the plan needs, each with `file`, `path` on the host and `source`.
+    """The files whose headers the plan needs, each with `file`, `path` on the host,
+    `source` and `sha256`.
 
     Of a split model the first file stands for all.
     """
@@ -174,9 +182,10 @@ def models_to_read(wishes: Mapping[str, Any]) -> list[dict[str, Any]]:
     for model in models.values():
         for position, file in enumerate(model["files"]):
             if position == 0 or file["role"] != "model":
-                name = file["file"]
-                path = f"{folder}/{name}"
-                read.append({"file": name, "path": path, "source": file["source"]})
+                path = f"{folder}/{file['file']}"
+                read.append(
+                    {key: file[key] for key in ("file", "source", "sha256")} | {"path": path}
+                )
     return read
 
 
@@ -224,9 +233,14 @@ def _settings(wishes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _llama_cpp(
-    wish: Mapping[str, Any], host: Mapping[str, Any], on_gpus: Sequence[str]
+    wish: Mapping[str, Any], host: Mapping[str, Any], on_gpus: Sequence[str], *, for_gpus: bool
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """The plan of llama.cpp itself; `on_gpus` are the instances that ask for GPUs."""
+    """The plan of llama.cpp itself.
+
+    `on_gpus` are the instances that are to run on GPUs; `for_gpus` says whether some could, were
+    there room. The build follows the latter: what the engine says of the memory, which is after the
+    build, must not call for another one.
+    """
     found = _source_findings(wish)
     found += [
         error(
@@ -238,7 +252,7 @@ def _llama_cpp(
         for name in wish["cmake_flags"]
         if name in release.MANAGED_FLAGS
     ]
-    backend = _backend(wish, on_gpus)
+    backend = _backend(wish, for_gpus=for_gpus)
     gpus, machine = host["gpus"], host["machine"]
     if on_gpus and backend == "cpu":
         found.append(
@@ -261,7 +275,7 @@ def _llama_cpp(
         ]
     cuda = None
     if backend == "cuda" and wish["source"] != "package":
-        cuda, cuda_findings = plan_cuda(wish, gpus, host["cuda"], machine, runs_here=bool(on_gpus))
+        cuda, cuda_findings = plan_cuda(wish, gpus, host["cuda"], machine, runs_here=for_gpus)
         found += cuda_findings
     # Without the driver's library a program that is linked with it does not even start: the
     # backends are then plugins, which the server can do without while it is built and packed.
@@ -311,14 +325,14 @@ def _code_findings(
     ]
 
 
-def _backend(wish: Mapping[str, Any], on_gpus: Sequence[str]) -> str:
-    """`cpu` or `cuda`: a package is what it is; `auto` follows the instances."""
+def _backend(wish: Mapping[str, Any], *, for_gpus: bool) -> str:
+    """`cpu` or `cuda`: a package is what it is; `auto` follows the wishes."""
     if wish["source"] == "package":
         packed = _BACKEND_OF_PACKAGE.search(str(wish["package"]))
         return packed.group(1) if packed else "cpu"
     if wish["backend"] != "auto":
         return str(wish["backend"])
-    return "cuda" if on_gpus or wish["cuda_architectures"] else "cpu"
+    return "cuda" if for_gpus or wish["cuda_architectures"] else "cpu"
 
 
 def _source_findings(wish: Mapping[str, Any]) -> list[Finding]:
@@ -467,16 +481,41 @@ def _disk_findings(
     ]
 
 
-def _units_to_move(
+def _units_off_ports(
     instances: list[dict[str, Any]], listening: list[Mapping[str, Any]]
-) -> list[str]:
+) -> set[str]:
     """Units of ours that hold a port which another instance is to have: they stop first."""
     owner = {instance["port"]: instance["unit"] for instance in instances}
-    return sorted(
-        {
-            listener["unit"]
-            for listener in listening
-            if (listener["unit"] or "").startswith(UNIT_PREFIX)
-            and owner.get(listener["port"], listener["unit"]) != listener["unit"]
-        }
-    )
+    return {
+        listener["unit"]
+        for listener in listening
+        if (listener["unit"] or "").startswith(UNIT_PREFIX)
+        and owner.get(listener["port"], listener["unit"]) != listener["unit"]
+    }
+
+
+def _units_off_gpus(
+    instances: list[dict[str, Any]], memory: Mapping[str, Any], before: Mapping[str, Any]
+) -> set[str]:
+    """Units that are to take less of a GPU than now: they stop first, others may need the room.
+
+    Only such as are restarted in any case, since their settings change.
+    """
+    formerly = {instance["name"]: instance for instance in before.get("instances", ())}
+    found = set()
+    for instance in instances:
+        name = instance["name"]
+        old = formerly.get(name)
+        if old is None or old.get("environment") == instance["environment"]:
+            continue
+        taken = _gpu_mib(before.get("memory", {}), name)
+        to_take = _gpu_mib(memory, name)
+        if any(to_take.get(uuid, 0) < mib for uuid, mib in taken.items()):
+            found.add(instance["unit"])
+    return found
+
+
+def _gpu_mib(memory: Mapping[str, Any], name: str) -> dict[str, int]:
+    """What an instance takes of each GPU by UUID, as a plan says."""
+    devices = memory.get("instances", {}).get(name, {}).get("devices", ())
+    return {row["uuid"]: row["total_mib"] for row in devices if row["uuid"] is not None}

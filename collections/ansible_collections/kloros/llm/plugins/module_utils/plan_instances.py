@@ -7,12 +7,12 @@ and where that makes another plan, its configuration is looked up in turn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .findings import Finding, error, warning
 from .gpu_proof import PLACING_OPTION
-from .instance_choice import Candidate, Choice, candidates, choose
+from .instance_choice import PLANS_LIMIT, Candidate, Choice, candidates, choose
 from .llama_environment import LoraAdapter, PlannedInstance, instance_environment
 from .plan_memory import (
     correction,
@@ -24,19 +24,21 @@ from .plan_memory import (
 from .systemd import UNIT_PREFIX
 from .wishes import model_names
 
-_MAX_ROUNDS: Final = 8
-
-Corrections = dict[str, dict[str, dict[str, int]]]
+Corrections = dict[tuple[str, int], dict[str, dict[str, int]]]
+"""Measured less predicted MiB by device and part, of an instance's candidate of that number: what a
+server said of one model on some GPUs says nothing of another."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """`chosen`: the candidate of each instance. `instances`: as the plan has them. `memory`: what
-    `vram_plan` says, `dry_runs` (see `plan_memory`), `differences` (measured less predicted MiB, by
-    instance, device and part), `unasked` (the instances whose server was not asked yet) and
-    `not_covered` (what it did not measure, in sentences by instance)."""
+    """`chosen`: the candidate of each instance. `for_gpus`: the instances of which some candidate
+    could run on GPUs, whether there is room or not. `instances`: as the plan has them. `memory`:
+    what `vram_plan` says, `dry_runs` (see `plan_memory`), `differences` (measured less predicted
+    MiB, by instance, device and part), `unasked` (the instances whose server was not asked yet)
+    and `not_covered` (what it did not measure, in sentences by instance)."""
 
     chosen: Mapping[str, Candidate]
+    for_gpus: Sequence[str]
     instances: list[dict[str, Any]]
     memory: dict[str, Any]
     findings: list[Finding]
@@ -71,7 +73,8 @@ def settle_instances(
     corrections: Corrections = {}
     answers = host["dry_runs"]["answers"]
     used: dict[str, Any] = {}  # of every round: the next run goes the same way
-    for _ in range(_MAX_ROUNDS):
+    # It ends: each round but the last brings an answer that none before it asked for.
+    while True:
         choice = _choose(found, wishes, host, facts, corrections)
         planned, refused = _instances(choice, models, wishes)
         keys = {
@@ -85,7 +88,10 @@ def settle_instances(
             for name, key in keys.items()
             if key in answers
         }
-        known = _larger(corrections, differences)
+        known = _larger(
+            corrections,
+            {(name, choice.chosen[name].number): diff for name, diff in differences.items()},
+        )
         if known == corrections:
             break
         corrections = known
@@ -116,7 +122,15 @@ def settle_instances(
         for name in memory["unasked"]
         if (estimates := choice.memory["instances"][name]["estimates"])
     ]
-    return Settled(choice.chosen, planned, memory, findings)
+    for_gpus = [name for name, chosen in choice.chosen.items() if _for_gpus(chosen, found[name])]
+    return Settled(choice.chosen, for_gpus, planned, memory, findings)
+
+
+def _for_gpus(chosen: Candidate, options: Sequence[Candidate]) -> bool:
+    """Whether it asks for GPUs, or could come to run on some when the engine was asked."""
+    return bool(chosen.wish["gpus"]) or any(
+        one.wish["gpus"] and one.missing is None for one in options
+    )
 
 
 def _choose(
@@ -126,17 +140,23 @@ def _choose(
     facts: Mapping[str, Mapping[str, Any]],
     corrections: Corrections,
 ) -> Choice:
-    return choose(found, lambda chosen: plan_memory(chosen, wishes, host, facts, corrections))
+    choice = choose(
+        found,
+        lambda chosen: plan_memory(chosen, wishes, host, facts, corrections, only_whether=True),
+    )
+    if not choice.memory["problems"]:
+        return choice
+    return replace(choice, memory=plan_memory(choice.chosen, wishes, host, facts, corrections))
 
 
 def _larger(one: Corrections, other: Corrections) -> Corrections:
-    """Of each instance, device and part the larger of the two."""
+    """Of each candidate, device and part the larger of the two."""
     merged = {
-        name: {device: dict(parts) for device, parts in of.items()} for name, of in one.items()
+        whose: {device: dict(parts) for device, parts in of.items()} for whose, of in one.items()
     }
-    for name, devices in other.items():
+    for whose, devices in other.items():
         for device, parts in devices.items():
-            known = merged.setdefault(name, {}).setdefault(device, {})
+            known = merged.setdefault(whose, {}).setdefault(device, {})
             for part, mib in parts.items():
                 known[part] = max(known.get(part, mib), mib)
     return merged
@@ -168,8 +188,16 @@ def _refused(name: str, problem: str) -> Finding:
 
 
 def _shapes(instance: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """What is known of the models that an instance loads, for the key of its dry run."""
-    return [facts.get(name) for name in instance["models"]]
+    """What of the models that an instance loads its dry run depends on, for the run's key.
+
+    Not what is known of a file on the host alone, such as its size: the key stays the same there.
+    """
+    return [
+        {part: facts[name][part] for part in ("shape", "data_bytes", "companions")}
+        if name in facts
+        else None
+        for name in instance["models"]
+    ]
 
 
 def _instances(
@@ -291,6 +319,11 @@ def _url(host: str, port: int) -> str:
 def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
     """What is to be said of the choice; where no GPU can be seen, a finding of its own says why."""
     problems = {problem["instance"]: problem for problem in choice.memory["problems"]}
+    cut_short = (
+        f" (of the combinations of alternatives, {PLANS_LIMIT} were tried and not all)"
+        if choice.cut_short
+        else ""
+    )
     found = []
     for name, candidate in choice.chosen.items():
         before = "".join(f" ({said})" for said in choice.passed_over[name])
@@ -298,7 +331,7 @@ def _findings(choice: Choice, gpus_are_shown: bool) -> list[Finding]:
             if gpus_are_shown:
                 found.append(_gpu_missing(name, candidate.missing))
         elif name in problems:
-            found.append(_does_not_fit(problems[name], before))
+            found.append(_does_not_fit(problems[name], before + cut_short))
         elif candidate.number:
             found.append(
                 warning(

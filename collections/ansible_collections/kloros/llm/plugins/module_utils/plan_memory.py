@@ -126,9 +126,14 @@ def plan_memory(
     wishes: Mapping[str, Any],
     host: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
-    corrections: Mapping[str, Any],
+    corrections: Mapping[tuple[str, int], Any],
+    *,
+    only_whether: bool = False,
 ) -> dict[str, Any]:
-    """What `vram_plan` says of the instances whose GPUs are there and whose models are known."""
+    """What `vram_plan` says of the instances whose GPUs are there and whose models are known.
+
+    `corrections` are by instance and number of its candidate.
+    """
     instances = [
         instance_of(name, candidate, wishes["llama_instances"], models)
         for name, candidate in chosen.items()
@@ -147,15 +152,24 @@ def plan_memory(
         own_mib=_planned_before(host),
         reserves=wishes["gpu_reserve_mib"],
         default_reserve_mib=wishes["gpu_reserve_default_mib"],
-        corrections=corrections,
+        corrections={
+            name: corrections[name, candidate.number]
+            for name, candidate in chosen.items()
+            if (name, candidate.number) in corrections
+        },
+        only_whether=only_whether,
     )
 
 
-def _planned_before(host: Mapping[str, Any]) -> dict[str, int]:
-    """MiB by UUID that the instances which run were planned to take, for hosts that hide it."""
+def _planned_before(host: Mapping[str, Any]) -> dict[str, int] | None:
+    """MiB by UUID that the instances which run were planned to take, for hosts that hide it.
+
+    None where no plan tells.
+    """
+    if "memory" not in host["before"]:
+        return None
     taken: dict[str, int] = {}
-    instances = host["before"].get("memory", {}).get("instances", {})
-    for name, instance in instances.items():
+    for name, instance in host["before"]["memory"].get("instances", {}).items():
         if f"{UNIT_PREFIX}{name}.service" in host["unit_processes"]:
             for row in instance["devices"]:
                 if row["uuid"] is not None:
@@ -216,6 +230,8 @@ def previous_plan(text: str) -> dict[str, Any]:
         for instance in plan["memory"]["instances"].values():
             for row in instance["devices"]:
                 _ = row["uuid"], row["total_mib"] + 0
+        for instance in plan["instances"]:
+            _ = instance["name"], instance["environment"]
         release, answers = (
             plan["memory"]["dry_runs"]["release"],
             plan["memory"]["dry_runs"]["answers"],
@@ -283,6 +299,7 @@ def plan_sources(plan: Mapping[str, Any]) -> list[dict[str, str]]:
     """Where the headers of all the plan's files come from, as module `llama_fit` takes it."""
     return [
         {"path": f"{plan['models_dir']}/{file['file']}", "source": file["source"]}
+        | ({"sha256": file["sha256"]} if file["sha256"] else {})
         for model in plan["models"]
         for file in model["files"]
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .http_client import display_url
+
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with aligned columns; the first row is the heading."""
@@ -51,11 +53,18 @@ def host_lines(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def source_text(source: str) -> str:
+    """A model's source as people may see it: what a URL's query holds may be a secret."""
+    return display_url(source) if source.startswith("http") else source
+
+
 def table(plan: Mapping[str, Any]) -> list[str]:
     """The whole plan: llama.cpp, models and instances."""
     lines = host_lines(plan)
     if plan["models"]:
-        models = [[model["name"], model["file"], model["source"]] for model in plan["models"]]
+        models = [
+            [model["name"], model["file"], source_text(model["source"])] for model in plan["models"]
+        ]
         lines += ["", *columns([["model", "file", "source"], *models])]
     if plan["instances"]:
         instances = [
@@ -72,6 +81,8 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         ]
         heading = ["instance", "model", "on", "address", "slots", "context a slot", "KV cache"]
         lines += ["", *columns([heading, *instances])]
+    if plan["gateway"]["listeners"]:
+        lines += ["", *gateway(plan)]
     retired = plan.get("changes", {}).get("units_to_retire", [])
     if retired:
         lines += ["", f"to be removed: {', '.join(retired)}"]
@@ -85,6 +96,15 @@ def endpoints(plan: Mapping[str, Any]) -> list[str]:
         for instance in plan["instances"]
     ]
     return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]
+
+
+def gateway(plan: Mapping[str, Any]) -> list[str]:
+    """Where the gateway is Ollama, and to which names it answers."""
+    rows = [
+        [listener["place"], ", ".join(listener["names"]) or "(none)"]
+        for listener in plan["gateway"]["listeners"]
+    ]
+    return columns([["Ollama's API", "models"], *rows]) if rows else ["no listeners"]
 
 
 def engine_lines(memory: Mapping[str, Any]) -> list[str]:

@@ -110,7 +110,7 @@ def machine(
     host: Mapping[str, Any],
     *,
     own_pids: Iterable[int],
-    own_mib: Mapping[str, int],
+    own_mib: Mapping[str, int] | None,
     reserves: Mapping[Any, Any],
     default_reserve_mib: int,
 ) -> Machine:
@@ -122,7 +122,9 @@ def machine(
     for gpu in sorted(gpus, key=lambda gpu: int(gpu["index"])):
         if gpu["memory_total_mib"] is None:
             continue
-        own = _own_mib(gpu, pids, hidden, own_mib.get(gpu["uuid"]))
+        # Of a GPU that the plan before does not name, they use nothing.
+        told = None if own_mib is None else own_mib.get(gpu["uuid"], 0)
+        own = _own_mib(gpu, pids, hidden, told)
         seen, note = _neighbours(gpu, pids, own)
         reserve = _reserve(gpu, reserves, default_reserve_mib)
         pools[gpu["uuid"]] = Pool(

@@ -22,9 +22,10 @@ from .vram_split import Counts, proportional, splits
 
 Budgets = Mapping[str, int]
 
-SEARCH_LIMIT: Final = 20_000
+SEARCH_LIMIT: Final = 5_000
 """Settings looked at to find room for the later instances; beyond, there is taken to be none."""
 
+_FIRST_LOOK: Final = 200  # of these settings, before it is asked what would be the least of all
 _UNLIMITED_MIB: Final = 2**40
 _STEPS_OF_A_SPLIT: Final = 16
 _ROUNDS: Final = 4  # of asking the memory model's thumbnail, before it is asked in full throughout
@@ -80,23 +81,23 @@ def _settled(
     step: tuple[int, int],
     context_tokens: int,
     budgets: Budgets,
-    later: Sequence[Instance],
+    later: Room,
 ) -> Setting | None:
     """The first KV type and split with which this context fits and leaves room for the later."""
-    shared = any(set(other.pools) & set(instance.pools) for other in later)
+    shared = any(set(other.pools) & set(instance.pools) for other in later.instances)
     for kv_cache in instance.kv_types:
         for setting in settings(
             instance, step, context_tokens, kv_cache, budgets, every_split=shared
         ):
             used = instance.usage(setting)
             left = None if used is None else take(budgets, used)
-            if left is not None and room_for(later, left):
+            if left is not None and later.suffices(left):
                 return setting
     return None
 
 
 def _largest(
-    instance: Instance, step: tuple[int, int], budgets: Budgets, later: Sequence[Instance]
+    instance: Instance, step: tuple[int, int], budgets: Budgets, later: Room
 ) -> Setting | None:
     """The setting with the largest context that fits; a larger context never needs less."""
     contexts = instance.contexts
@@ -120,10 +121,11 @@ def _largest(
 def _first_step(instance: Instance, budgets: Budgets) -> int:
     """The first step at which the GPUs alone would be large enough: each step spares them more."""
     easy = {**budgets, HOST: _UNLIMITED_MIB}
+    nobody = Room(())
     low, high = 0, len(instance.steps) - 1
     while low < high:
         middle = (low + high) // 2
-        if _settled(instance, instance.steps[middle], instance.contexts[0], easy, ()) is None:
+        if _settled(instance, instance.steps[middle], instance.contexts[0], easy, nobody) is None:
             low = middle + 1
         else:
             high = middle
@@ -134,8 +136,9 @@ def best_setting(
     instance: Instance, budgets: Budgets, later: Sequence[Instance] = ()
 ) -> Setting | None:
     """The best setting within the budgets that leaves room for the later instances."""
+    room = Room(later)
     for step in instance.steps[_first_step(instance, budgets) :]:
-        found = _largest(instance, step, budgets, later)
+        found = _largest(instance, step, budgets, room)
         if found is not None:
             return found
     return None
@@ -160,6 +163,11 @@ class _Remembered:
             position += 1
 
 
+def _is_balanced(instance: Instance) -> bool:
+    """Whether of its splits only the one is looked at that is balanced within the budgets."""
+    return instance.splits_layers and len(instance.gpus) > 2
+
+
 def _smallest(instance: Instance, budgets: Budgets) -> Iterable[Mapping[str, int]]:
     """What the instance takes with its smallest context, in all ways that are looked at.
 
@@ -167,7 +175,7 @@ def _smallest(instance: Instance, budgets: Budgets) -> Iterable[Mapping[str, int
     GPUs to split over, some steps are left out; over three GPUs and more only the split that is
     balanced within the budgets is looked at.
     """
-    if instance.splits_layers and len(instance.gpus) > 2:
+    if _is_balanced(instance):
         return _smallest_uses(instance, budgets)
     if instance.smallest_uses is None:
         outset = instance.around.machine.budgets()
@@ -178,38 +186,97 @@ def _smallest(instance: Instance, budgets: Budgets) -> Iterable[Mapping[str, int
 def _smallest_uses(instance: Instance, budgets: Budgets) -> Iterator[Mapping[str, int]]:
     steps = list(reversed(instance.steps))
     if instance.splits_layers and len(steps) > _STEPS_OF_A_SPLIT:
-        every = len(steps) // _STEPS_OF_A_SPLIT
+        every = -(-len(steps) // _STEPS_OF_A_SPLIT)
         steps = [*steps[:-1:every], steps[-1]]
     seen: set[tuple[tuple[str, int], ...]] = set()
     for step in steps:
-        for kv_cache in reversed(instance.kv_types):
-            for setting in settings(
-                instance, step, instance.contexts[0], kv_cache, budgets, every_split=True
-            ):
-                used = instance.usage(setting)
-                if used is not None and (key := tuple(sorted(used.items()))) not in seen:
-                    seen.add(key)
-                    yield used
+        smallest = _smallest_setting(instance, step, budgets)
+        if smallest is None:
+            continue
+        for setting in settings(
+            instance, step, smallest.context_tokens, smallest.kv_cache, budgets, every_split=True
+        ):
+            used = instance.usage(setting)
+            if used is not None and (key := tuple(sorted(used.items()))) not in seen:
+                seen.add(key)
+                yield used
+
+
+class Room:
+    """Whether instances fit together, each with its smallest context; asked of many budgets.
+
+    More than was enough is enough, and less than was too little is too little.
+    """
+
+    def __init__(self, instances: Sequence[Instance]) -> None:
+        self.instances = instances
+        self.enough: list[Budgets] = []
+        self.too_little: list[Budgets] = []
+        self.looked_at = 0
+        self.least: list[tuple[dict[str, int], int]] = []
+
+    def suffices(self, budgets: Budgets) -> bool:
+        """Whether all of them fit into the budgets."""
+        if not self.instances or any(_covers(budgets, known) for known in self.enough):
+            return True
+        if any(_covers(known, budgets) for known in self.too_little):
+            return False
+        found = self._search(budgets)
+        (self.enough if found else self.too_little).append(budgets)
+        return found
+
+    def _search(self, budgets: Budgets) -> bool:
+        if not self.least:
+            # Mostly room is found at once, and what would be the least need not be known.
+            self.looked_at = SEARCH_LIMIT - _FIRST_LOOK
+            if self._fits(0, budgets):
+                return True
+            if self.looked_at <= SEARCH_LIMIT:
+                return False
+            places = range(len(self.instances))
+            self.least = [_least(self.instances[position:]) for position in places]
+        self.looked_at = 0
+        return self._fits(0, budgets)
+
+    def _fits(self, position: int, left: Budgets) -> bool:
+        if position == len(self.instances):
+            return True
+        if self.least:
+            least, together = self.least[position]
+            if take(left, least) is None or sum(left[pool] for pool in least) < together:
+                return False
+        for used in _smallest(self.instances[position], left):
+            self.looked_at += 1
+            if self.looked_at > SEARCH_LIMIT:
+                return False
+            rest = take(left, used)
+            if rest is not None and self._fits(position + 1, rest):
+                return True
+        return False
+
+
+def _covers(budgets: Budgets, others: Budgets) -> bool:
+    return all(budgets[pool] >= mib for pool, mib in others.items())
+
+
+def _least(instances: Sequence[Instance]) -> tuple[dict[str, int], int]:
+    """What the instances take at least of each pool, and in all, in whatever way they are run."""
+    least: dict[str, int] = {}
+    together = 0
+    for instance in instances:
+        if _is_balanced(instance):
+            least |= {pool: least.get(pool, 0) for pool in (*instance.pools, HOST)}
+            continue
+        uses = list(_smallest(instance, instance.around.machine.budgets()))
+        for pool in dict.fromkeys((*instance.pools, HOST)):
+            least[pool] = least.get(pool, 0) + min((used.get(pool, 0) for used in uses), default=0)
+        together += min((sum(used.values()) for used in uses), default=0)
+    return least, together
 
 
 def room_for(instances: Sequence[Instance], budgets: Budgets) -> bool:
     """Whether all of them fit together, each with its smallest context."""
-    looked_at = 0
-
-    def fits(position: int, left: Budgets) -> bool:
-        nonlocal looked_at
-        if position == len(instances):
-            return True
-        for used in _smallest(instances[position], left):
-            looked_at += 1
-            if looked_at > SEARCH_LIMIT:
-                return False
-            rest = take(left, used)
-            if rest is not None and fits(position + 1, rest):
-                return True
-        return False
-
-    return fits(0, budgets)
+    return Room(instances).suffices(budgets)
 
 
 @dataclass(frozen=True)
@@ -254,15 +321,17 @@ def least_setting(instance: Instance, budgets: Budgets) -> Setting | None:
 
     None if none is possible.
     """
+    return _smallest_setting(instance, instance.steps[-1], budgets)
+
+
+def _smallest_setting(
+    instance: Instance, step: tuple[int, int], budgets: Budgets
+) -> Setting | None:
+    """Of a step: the smallest context with the KV type that takes least; None if none can be."""
     found: list[tuple[int, Setting]] = []
     for kv_cache in instance.kv_types:
         for setting in settings(
-            instance,
-            instance.steps[-1],
-            instance.contexts[0],
-            kv_cache,
-            budgets,
-            every_split=False,
+            instance, step, instance.contexts[0], kv_cache, budgets, every_split=False
         ):
             used = instance.usage(setting)
             if used is not None:

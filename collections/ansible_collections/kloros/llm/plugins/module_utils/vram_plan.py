@@ -14,7 +14,7 @@ from .vram_budget import DEFAULT_RESERVE_MIB, Machine, machine
 from .vram_ladder import Budgets, Settled, least_setting, room_for, settle
 from .vram_need import CUDA_CONTEXT_MIB, ImpossibleError, Instance, Surroundings
 from .vram_thumbnail import MemoryFunction
-from .vram_ways_out import Case, ways_out
+from .vram_ways_out import Case, WayOut, ways_out
 from .vram_words import described, estimates, reasons, shortages
 
 PROMPT_CACHE_MIB: Final = 8192
@@ -34,6 +34,7 @@ def vram_plan(
     cuda_context_mib: int | Mapping[str, int] = CUDA_CONTEXT_MIB,
     corrections: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     memory: MemoryFunction = memory_model.memory,
+    only_whether: bool = False,
 ) -> dict[str, Any]:
     """Fit all instances into the memory that there is.
 
@@ -57,13 +58,14 @@ def vram_plan(
     ({name: bytes}).
 
     Returns `instances` (those that fit, by name), `gpus`, `host`, and `problems`: what does not
-    fit, with the numbers and up to three ways out.
+    fit, with the numbers and up to three ways out. With `only_whether` and where not everything
+    fits, `problems` without ways out are all that is worked out, which takes far less time.
     """
     there = machine(
         gpus,
         host,
         own_pids=own_pids,
-        own_mib=own_mib or {},
+        own_mib=own_mib,
         reserves=reserves or {},
         default_reserve_mib=default_reserve_mib,
     )
@@ -87,8 +89,7 @@ def vram_plan(
             possible.append(Instance(wish, around))
         except ImpossibleError as problem:
             refused[str(wish["name"])] = str(problem)
-    settled = _accepted(possible, budgets)
-    accepted = [item.instance for item in settled]
+    accepted, settled = _accepted(possible, budgets, only_whether=only_whether)
     alone = {instance.name: instance for instance in possible if instance not in accepted}
     order = [str(wish["name"]) for wish in instances]
     problems = []
@@ -104,7 +105,8 @@ def vram_plan(
             budgets=budgets,
         )
         rivals = [other for other in order if other != name and other in {*refused, *alone}]
-        problems.append(_problem(case, alone.get(name), refused.get(name, ""), rivals))
+        ways = [] if only_whether else ways_out(case)
+        problems.append(_problem(case, alone.get(name), refused.get(name, ""), rivals, ways))
     return {
         "instances": {
             item.instance.name: _instance(item, [other.instance for other in settled[place + 1 :]])
@@ -116,17 +118,21 @@ def vram_plan(
     }
 
 
-def _accepted(possible: Sequence[Instance], budgets: Budgets) -> list[Settled]:
-    """Those for which there is room beside the earlier ones, with their settings."""
+def _accepted(
+    possible: Sequence[Instance], budgets: Budgets, *, only_whether: bool
+) -> tuple[list[Instance], list[Settled]]:
+    """Those for which there is room beside the earlier ones, and their settings."""
     before: list[Instance] = []
     while True:
         accepted: list[Instance] = []
         for instance in possible:
             if room_for([*accepted, instance], budgets):
                 accepted.append(instance)
+        if only_whether and len(accepted) < len(possible):
+            return accepted, []
         settled = settle(accepted, budgets)
         if settled is not None:
-            return settled
+            return accepted, settled
         # Asked in full, one needs more than was thought, which it now knows; or the search met
         # its limit, and the last has to go.
         possible = accepted[:-1] if accepted == before else accepted
@@ -271,10 +277,10 @@ def _problem(
     instance: Instance | None,
     refused: str,
     rivals: Sequence[str],
+    ways: Sequence[WayOut],
 ) -> dict[str, Any]:
     """What was found, what is needed, and what would fit instead."""
     name = str(case.wish["name"])
-    ways = ways_out(case)
     if instance is None:
         found, needed = refused, "a model whose header can be read, on GPUs that are there"
     else:
@@ -286,7 +292,7 @@ def _problem(
         "key": f"llama_instances.{name}",
         "found": found,
         "needed": needed,
-        "ways_out": ways,
+        "ways_out": list(ways),
     }
 
 

@@ -8,6 +8,7 @@ followed exactly (`load_tensors()` compares k/n with the running sums over n, bo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from heapq import merge
 from typing import Final
 
 Counts = tuple[int, ...]
@@ -98,9 +99,24 @@ def balanced(total: int, budgets: Sequence[float], load: Load) -> Counts:
 def splits(
     total: int, budgets: Sequence[float], load: Load, *, all_of_them: bool
 ) -> Iterator[Counts]:
-    """Counts to try, best first: the balanced ones, and of two devices all others if asked."""
+    """Counts to try, best first: the balanced ones, and of two devices all others if asked.
+
+    Of the others only those are given that each device has room for by itself. The farther from the
+    balanced ones, the higher the load of the one device or of the other.
+    """
     best = balanced(total, budgets, load)
     yield best
-    if all_of_them and len(budgets) == 2:
-        others = [(first, total - first) for first in range(total + 1) if first != best[0]]
-        yield from sorted(others, key=lambda counts: (_highest(load, counts), -counts[0]))
+    if not all_of_them or len(budgets) != 2:
+        return
+
+    def beyond(places: range) -> Iterator[tuple[float, Counts]]:
+        for first in places:
+            counts = (first, total - first)
+            highest = _highest(load, counts)
+            if highest > 1:
+                return
+            yield highest, counts
+
+    fewer, more = beyond(range(best[0] - 1, -1, -1)), beyond(range(best[0] + 1, total + 1))
+    for _, counts in merge(fewer, more, key=lambda item: (item[0], -item[1][0])):
+        yield counts

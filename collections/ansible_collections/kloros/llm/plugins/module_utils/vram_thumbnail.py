@@ -24,7 +24,7 @@ MemoryFunction = Callable[[ModelShape, RunConfig], Sequence[DeviceMemory]]
 _REMEMBERED: Final = (
     16  # models, over all plans that a process makes: the audit makes one a profile
 )
-_KEPT: Final = 2  # of each kind in each run of layers on one device, and at each end of the run
+_KEPT: Final = 2  # of each kind in each run of layers on one device
 
 
 class Thumbnail:
@@ -41,12 +41,15 @@ class Thumbnail:
         self.stored = stored or memory
         self.kinds: list[LayerShape] = []
         self.kind_of: list[int] = []
+        # Where layers with a state and others take turns, the peak hangs on what lies at the ends.
+        self.has_states = any(layer.recurrent for layer in shape.layers)
         for layer in shape.layers:
             if layer not in self.kinds:
                 self.kinds.append(layer)
             self.kind_of.append(self.kinds.index(layer))
         self._small: dict[tuple[tuple[int, ...], RunConfig], Sequence[DeviceMemory]] = {}
         self._whole: dict[RunConfig, Sequence[DeviceMemory]] = {}
+        self._rows: dict[RunConfig, Sequence[DeviceMemory]] = {}
 
     def whole(self, config: RunConfig) -> Sequence[DeviceMemory]:
         """The memory model's own answer. Raises MemoryModelError."""
@@ -56,6 +59,11 @@ class Thumbnail:
 
     def rows(self, config: RunConfig) -> Sequence[DeviceMemory]:
         """What each device holds. Raises MemoryModelError as the memory model does."""
+        if config not in self._rows:
+            self._rows[config] = self._composed(config)
+        return self._rows[config]
+
+    def _composed(self, config: RunConfig) -> Sequence[DeviceMemory]:
         where = placement(self.shape, config)
         kept = self._kept(where.layers, config.cpu_moe_layers)
         if len(kept) == self.shape.layer_count:
@@ -80,16 +88,20 @@ class Thumbnail:
         ]
 
     def _kept(self, devices: Sequence[int], cpu_moe_layers: int) -> list[int]:
-        """The layers of the small model: the ends of each run, and some of each kind in it."""
+        """The layers of the small model: of each run of layers on one device, some of each kind.
+
+        They are as many however long the run is, so that most settings share a small model.
+        """
         kept: set[int] = set()
         runs = groupby(
             range(len(devices)), key=lambda index: (devices[index], index < cpu_moe_layers)
         )
         for _, members in runs:
             run = list(members)
-            kept.update(run[:_KEPT], run[-_KEPT:])
             for kind in {self.kind_of[index] for index in run}:
                 kept.update([index for index in run if self.kind_of[index] == kind][:_KEPT])
+            if self.has_states:
+                kept.update(run[:_KEPT], run[-_KEPT:])
         return sorted(kept)
 
     def _rows_of(self, kept: Sequence[int], config: RunConfig) -> Sequence[DeviceMemory]:

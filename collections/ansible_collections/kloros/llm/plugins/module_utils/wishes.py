@@ -498,11 +498,24 @@ def check_instances(
 
 
 def with_alternative(wish: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The wish as an alternative has it: with its changes, and without alternatives."""
+    """The wish as an alternative has it: with its changes, and without alternatives.
+
+    A null is a change where it is what the key has by default (no draft model, all layers); any
+    other key with a null is as if it were not given.
+    """
     merged = {name: value for name, value in wish.items() if name != "alternatives"}
-    if "gpus" in changes:
+    given = {
+        name: value
+        for name, value in changes.items()
+        if value is not None or _may_be_null(INSTANCE_KEYS[name])
+    }
+    if "gpus" in given:
         merged |= {name: INSTANCE_KEYS[name].default for name in _OF_THE_GPUS}
-    return {**merged, **changes}
+    return {**merged, **given}
+
+
+def _may_be_null(key: Key) -> bool:
+    return key.default is None and not key.required
 
 
 def _alternative_findings(

@@ -19,13 +19,17 @@ options:
   path:
     description:
       - A model file on the host; of a model in several files the first.
-      - With O(source), it is read where it is there, and else O(source) is.
+      - With O(source), it is read where it is there and whole, unless the record beside it says
+        that it came from elsewhere; else O(source) is.
     type: path
   source:
     description:
       - V(hf://OWNER/REPOSITORY/PATH/FILE.gguf[@REVISION]), V(https://HOST/PATH), V(http://HOST/PATH)
         or V(file:/ABSOLUTE/PATH), as for M(kloros.llm.gguf_model); of a model in several files the
         first.
+    type: str
+  sha256:
+    description: What the file at O(path) must have to be read where it came from another source.
     type: str
   report_problems:
     description:
@@ -214,9 +218,15 @@ from ansible_collections.kloros.llm.plugins.module_utils.gguf_files import (
     read_model_source,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import GgufError
-from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.http_client import (
+    MAX_ATTEMPTS_HEADER,
+    HttpClient,
+    HttpError,
+)
+from ansible_collections.kloros.llm.plugins.module_utils.model_placement import may_be
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
+    Source,
     SourceError,
     check_endpoint,
     file_at_hand,
@@ -232,14 +242,30 @@ def read(params: dict[str, Any]) -> tuple[GgufModel, bool]:
     path = params["path"]
     if not (path or params["source"]):
         raise SourceError("both 'path' and 'source' are empty; one of them is needed")
-    if path and (not params["source"] or Path(path).exists()):
+    if not params["source"]:
         return read_model_file(path), True
     source = parse_source(params["source"])
-    name = Path(path).name if path else None
+    damage = ""
+    if path and may_be(Path(path), source, params["sha256"]):
+        try:
+            return read_model_file(path), True
+        except (GgufError, OSError) as error:
+            damage = str(error)
+    try:
+        return read_from_source(source, params)
+    except (SourceError, GgufError, HttpError, OSError) as error:
+        if not damage:
+            raise
+        raise GgufError(f"{damage}; and what is to replace it: {error}") from error
+
+
+def read_from_source(source: Source, params: dict[str, Any]) -> tuple[GgufModel, bool]:
+    """As `read`, where the model itself is not in place."""
+    name = Path(params["path"]).name if params["path"] else None
     local = file_at_hand(source, name, params["offline_dir"], offline=params["offline"])
     if local:
         return read_model_file(local), True
-    client = HttpClient(params["timeout_s"])
+    client = HttpClient(params["timeout_s"], max_attempts=MAX_ATTEMPTS_HEADER)
     endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
     return read_model_source(source, client, endpoint, params["hf_token"] or None), False
 
@@ -249,6 +275,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path"},
             "source": {"type": "str"},
+            "sha256": {"type": "str"},
             "offline_dir": {"type": "path"},
             "offline": {"type": "bool", "default": False},
             "report_problems": {"type": "bool", "default": False},

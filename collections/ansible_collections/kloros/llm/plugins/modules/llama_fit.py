@@ -32,8 +32,8 @@ options:
   models:
     description:
       - Where the headers of files come from that O(environment) names and that need not be on the
-        host. A file that is there is always read itself, header only; one that O(environment) does
-        not name is ignored.
+        host. A file that is there and whole is read itself, header only, unless the record beside
+        it says that it came from elsewhere; one that O(environment) does not name is ignored.
     type: list
     elements: dict
     default: []
@@ -46,6 +46,9 @@ options:
         description: Its source, as module M(kloros.llm.gguf_model) takes it.
         type: str
         required: true
+      sha256:
+        description: What it must have to be read itself where it came from another source.
+        type: str
   predicted:
     description:
       - What the planner expects the model to take, to be compared with RV(rows).
@@ -71,7 +74,8 @@ options:
   user:
     description:
       - User that the engine runs as where the module runs as root; by default V(nobody). It must
-        be able to read the models. The engine parses files from the net, so V(root) is refused.
+        be able to read the models that are in place. The engine parses files from the net, so
+        V(root) is refused.
     type: str
   timeout_s:
     description: Longest wait for the engine's answer, in seconds.
@@ -213,15 +217,21 @@ from ansible.module_utils.common.parameters import env_fallback
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_header_files import (
     Header,
     fetch_headers,
+    local_headers,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.gguf_reader import GgufError
-from ansible_collections.kloros.llm.plugins.module_utils.http_client import HttpClient, HttpError
+from ansible_collections.kloros.llm.plugins.module_utils.http_client import (
+    MAX_ATTEMPTS_HEADER,
+    HttpClient,
+    HttpError,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.llama_dry_run import (
     DeviceRow,
     DryRunError,
     dry_run,
 )
 from ansible_collections.kloros.llm.plugins.module_utils.llama_environment import EXTRA_ARGS
+from ansible_collections.kloros.llm.plugins.module_utils.model_placement import may_be
 from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
     DEFAULT_HF_ENDPOINT,
     SourceError,
@@ -241,6 +251,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
         "options": {
             "path": {"type": "path", "required": True},
             "source": {"type": "str", "required": True},
+            "sha256": {"type": "str"},
         },
     },
     "predicted": {
@@ -281,31 +292,42 @@ def differences(
     return found
 
 
-def stand_ins(params: Mapping[str, Any]) -> tuple[dict[str, Sequence[Header]], dict[str, Path]]:
-    """For each model that the environment names and that is not there: its headers, or the local
-    file that is its source or stands for it.
+def stand_ins(params: Mapping[str, Any]) -> dict[str, Sequence[Header]]:
+    """The headers of each model that the environment names and that is not there, from its source.
 
-    Raises SourceError, GgufError, HttpError.
+    Those of local sources too: the engine runs as a user who may not read them where they lie.
+
+    Raises SourceError, GgufError, HttpError, OSError.
     """
     headers: dict[str, Sequence[Header]] = {}
-    files: dict[str, Path] = {}
     endpoint = check_endpoint(params["hf_endpoint"] or DEFAULT_HF_ENDPOINT)
     environment = {str(name): str(value) for name, value in params["environment"].items()}
     named = {*environment.values(), *split_args(environment.get(EXTRA_ARGS, ""))}
     for model in params["models"]:
         path = model["path"]
-        if path not in named or Path(path).exists():
+        if path not in named:
             continue
         source = parse_source(model["source"])
+        if may_be(Path(path), source, model["sha256"]) and _has_headers(path):
+            continue
         local = file_at_hand(
             source, Path(path).name, params["offline_dir"], offline=params["offline"]
         )
         if local:
-            files[path] = local
+            headers[path] = local_headers(local)
         else:
-            client = HttpClient(params["http_timeout_s"])
+            client = HttpClient(params["http_timeout_s"], max_attempts=MAX_ATTEMPTS_HEADER)
             headers[path] = fetch_headers(source, client, endpoint, params["hf_token"] or None)
-    return headers, files
+    return headers
+
+
+def _has_headers(path: str) -> bool:
+    """Whether the file is a model, with all its shards: what is damaged will be fetched again."""
+    try:
+        local_headers(path)
+    except (GgufError, OSError):
+        return False
+    return True
 
 
 def main() -> None:
@@ -315,17 +337,18 @@ def main() -> None:
     params = module.params
     environment = {str(name): str(value) for name, value in params["environment"].items()}
     try:
-        headers, files = stand_ins(params)
+        headers = stand_ins(params)
         answer = dry_run(
             Path(params["server"]),
             environment,
             headers=headers,
-            files=files,
             user=params["user"],
             timeout_s=params["timeout_s"],
         )
     except (SourceError, GgufError, HttpError, DryRunError) as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror or error}")
     compared = answer.accepted and params["predicted"] is not None
     module.exit_json(
         changed=False,
