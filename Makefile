@@ -40,7 +40,7 @@ demo-down: $(VENV)/.installed ## remove the demo's host
 	$(BIN)/python -m testbed.demo down
 
 .PHONY: test
-test: lint unit molecule-all demo-test ## everything that CI runs
+test: lint unit wire molecule-all demo-test ## everything that CI runs
 
 .PHONY: lint
 lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
@@ -63,6 +63,15 @@ bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; the mem
 	$(BIN)/python -m tests.bench.download
 	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
 		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params"
+
+# Needs a build of llama.cpp as `bench` does; the small model comes with the testbed's inputs.
+.PHONY: wire
+wire: export PYTHONPATH := $(CURDIR)/collections
+wire: needs $(VENV)/.installed ## the gateway asked as a recorded Ollama was, and by clients as they are
+	@testbed/install_needs.sh curl cmake ninja-build
+	$(BIN)/python -m testbed.fetch_inputs
+	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
+		KLOROS_LLAMA_BIN="$$bin/llama-server" $(BIN)/python -m pytest tests/wire
 
 .PHONY: molecule
 molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default

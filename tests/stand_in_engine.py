@@ -66,7 +66,7 @@ class StandInEngine:
     An answer is `answer_tokens` long, made of `pieces` over and over, cut by n_predict or
     max_tokens; chat answers begin with `thinking` and end with `tool_calls` (name, arguments as
     JSON text). `faults` are met by the next requests in turn, probes excepted. `interval_s` is
-    the time from one token to the next.
+    the time from one token to the next, `first_s` that from the headers to the first one.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class StandInEngine:
         pieces: Sequence[str] = _PIECES,
         answer_tokens: int = 11,
         interval_s: float = 0.0,
+        first_s: float = 0.0,
         context_tokens: int = 4096,
         slots: int = 4,
         model: str = "stand-in",
@@ -86,6 +87,7 @@ class StandInEngine:
         self.pieces = tuple(pieces)
         self.answer_tokens = answer_tokens
         self.interval_s = interval_s
+        self.first_s = first_s
         self.context_tokens = context_tokens
         self.slots = slots
         self.model = model
@@ -166,6 +168,9 @@ class StandInEngine:
         if path == "/health":
             return self._health()
         headers = {name.lower(): value for name, value in request.headers.items()}
+        if path == "/v1/audio/transcriptions":
+            text = "The current model does not support audio input."
+            return _error(501, text, "not_supported_error")
         try:
             body = json.loads(raw) if raw else None
         except ValueError:
@@ -347,10 +352,11 @@ class StandInEngine:
         form = _ChatForm(self, body, tokens) if chat else _CompletionForm(self, body, tokens)
         limit = 0 <= wanted < self.answer_tokens
         events = form.events(count, limit=limit)
-        if not body.get("stream"):
-            return web.json_response(form.whole(count, limit=limit))
         self.generating += 1
         try:
+            if not body.get("stream"):
+                await asyncio.sleep(self.first_s + count * self.interval_s)
+                return web.json_response(form.whole(count, limit=limit))
             return await self._stream(request, events, fault)
         except (asyncio.CancelledError, ConnectionError):
             self.left_by_client += 1
@@ -367,6 +373,7 @@ class StandInEngine:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
+        await asyncio.sleep(self.first_s)
         if self.pings:
             await response.write(b":\n\n")
         for index, event in enumerate(events):
@@ -598,6 +605,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=200, help="of an answer")
     parser.add_argument("--interval-ms", type=float, default=0.0, help="from token to token")
+    parser.add_argument("--first-ms", type=float, default=0.0, help="from headers to a token")
     parser.add_argument("--context", type=int, default=4096)
     arguments = parser.parse_args()
 
@@ -605,6 +613,7 @@ def main() -> None:
         engine = StandInEngine(
             answer_tokens=arguments.tokens,
             interval_s=arguments.interval_ms / 1000,
+            first_s=arguments.first_ms / 1000,
             context_tokens=arguments.context,
         )
         await engine.start(arguments.port)

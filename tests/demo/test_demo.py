@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import ollama
 import pytest
 import requests
 
@@ -17,6 +18,8 @@ OWN = {
     "KLOROS_DEMO_SSH_PORT": "2322",
     "KLOROS_DEMO_LIVE_PORT": "18080",
     "KLOROS_DEMO_CODE_PORT": "18081",
+    "KLOROS_DEMO_OLLAMA_PORT": "18434",
+    "KLOROS_DEMO_HUB_PORT": "18096",
 }
 
 
@@ -55,6 +58,7 @@ def test_it_ends_with_plan_endpoints_and_an_answer(demo: str) -> None:
     assert "smollm2:135m" in end
     assert "http://127.0.0.1:18080/v1/chat/completions" in end
     assert "http://127.0.0.1:18081/v1/chat/completions" in end
+    assert "http://127.0.0.1:18434\n" in end
     assert "assistant" in answer_of(demo).lower()
 
 
@@ -73,6 +77,26 @@ def test_both_instances_answer_on_the_machine(port: int) -> None:
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     answer = requests.post(url, json=question, timeout=60).json()
     assert "assistant" in answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.usefixtures("demo")
+def test_it_is_ollama_to_clients_that_know_nothing() -> None:
+    url = "http://127.0.0.1:18434"
+    assert requests.get(url, timeout=10).text == "Ollama is running"
+    client = ollama.Client(host=url)
+    listed = {model.model for model in client.list().models}
+    assert listed >= {"smollm2:135m", "main:latest"}
+    details = client.show("smollm2:135m").details
+    assert details
+    assert details.family == "llama"
+    messages = [{"role": "user", "content": "In one sentence: what is a voice assistant?"}]
+    settings = {"temperature": 0, "num_predict": 24}
+    answer = client.chat("smollm2:135m", messages, options=settings)
+    said = answer.message.content or ""
+    assert "assistant" in said.lower()
+    pieces = list(client.chat("main", messages, options=settings, stream=True))
+    assert pieces[-1].done
+    assert "".join(piece.message.content or "" for piece in pieces) == said
 
 
 @pytest.mark.usefixtures("demo")

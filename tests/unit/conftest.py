@@ -46,6 +46,7 @@ _HOST: dict[str, Any] = {
     "listeners": [],
     "units": [],
     "unit_processes": {},
+    "unit_children": [],
     "foreign_units": [],
     "gateway_units": [],
     "headers": [],

@@ -12,7 +12,12 @@ from aiohttp import web
 from .access_log import RECORD
 from .attempts import SERVER_BUSY
 from .engine_answers import INVALID_ANSWER
-from .engine_errors import EngineError, EngineGoneError, EngineLoadingError
+from .engine_errors import (
+    EngineError,
+    EngineGoneError,
+    EngineLoadingError,
+    EngineStalledError,
+)
 from .errors import ApiError
 from .pieces import Ending, Piece
 
@@ -57,7 +62,7 @@ class Running(Protocol):
     """A generation that has been prepared."""
 
     def pieces(self) -> AsyncGenerator[Piece | Ending]:
-        """The answer; exactly one Ending, as the last."""
+        """The answer; exactly one Ending, as the last. Each call makes it anew."""
 
     async def totals(self, ending: Ending) -> Totals:
         """The figures, once the answer is complete."""
@@ -67,6 +72,8 @@ async def respond(
     request: web.Request, running: Running, answer: Answer, *, stream: bool
 ) -> web.StreamResponse:
     """Send the answer. What fails before its first part is raised, as an ApiError."""
+    if not stream:
+        return await _whole(request, running, answer)
     async with aclosing(running.pieces()) as pieces:
         with told():
             first = await anext(pieces, None)
@@ -74,9 +81,7 @@ async def respond(
             raise ApiError(500, BROKEN_OFF)
         if isinstance(first, Piece):
             request[RECORD].first_token()
-        if stream:
-            return await _stream(request, running, pieces, first, answer)
-        return await _whole(request, running, pieces, first, answer)
+        return await _stream(request, running, pieces, first, answer)
 
 
 @contextmanager
@@ -134,32 +139,38 @@ async def _stream(
     return response
 
 
-async def _whole(
-    request: web.Request,
-    running: Running,
-    pieces: AsyncGenerator[Piece | Ending],
-    first: Piece | Ending,
-    answer: Answer,
-) -> web.Response:
-    parts: list[Piece] = []
-    item: Piece | Ending | None = first
+async def _whole(request: web.Request, running: Running, answer: Answer) -> web.Response:
     with told():
-        while isinstance(item, Piece):
-            parts.append(item)
-            item = await anext(pieces, None)
-    if item is None:
-        raise ApiError(500, BROKEN_OFF)
-    _count(request, item)
+        try:
+            parts, ending = await _collected(request, running)
+        except EngineGoneError as error:
+            if not error.began or isinstance(error, EngineStalledError):
+                raise
+            # Its client has been sent nothing yet: the answer is made anew, once.
+            parts, ending = await _collected(request, running)
+    _count(request, ending)
     whole = Piece(
         text="".join(part.text for part in parts),
         thinking="".join(part.thinking for part in parts),
         tool_calls=tuple(call for part in parts for call in part.tool_calls),
         logprobs=tuple(one for part in parts for one in part.logprobs),
     )
-    totals = await running.totals(item)
+    totals = await running.totals(ending)
     return web.Response(
         body=answer.whole(whole, totals).encode(), headers={"Content-Type": answer.whole_type}
     )
+
+
+async def _collected(request: web.Request, running: Running) -> tuple[list[Piece], Ending]:
+    parts: list[Piece] = []
+    async with aclosing(running.pieces()) as pieces:
+        async for item in pieces:
+            if isinstance(item, Ending):
+                return parts, item
+            if not parts:
+                request[RECORD].first_token()
+            parts.append(item)
+    raise ApiError(500, BROKEN_OFF)
 
 
 def _count(request: web.Request, ending: Ending) -> None:

@@ -151,7 +151,7 @@ class Attempts:
             if self._pool.closing:
                 raise ApiError(503, SERVER_BUSY)
             if self._pause:
-                # It says that it loads, whatever the probes say: not again at once.
+                # It says that it loads, whatever the probes say, or is about to be gone.
                 self._pause = False
                 await asyncio.sleep(_PAUSE_S)
             member = self._choose()
@@ -225,6 +225,9 @@ class Attempts:
         self._fresh = True
         if error.reused:
             return False
+        # An engine that is killed may still take connections, to drop them, when it has dropped
+        # this one: they would be both tries.
+        self._pause = True
         broke_off, self._broke_off = self._broke_off, True
         return broke_off
 

@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol, cast
 
-from aiohttp import StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import _ErrInfo
 
 from .config import Limits
 
@@ -139,6 +140,7 @@ class Connection(web.RequestHandler):
         if self._phase is not _Phase.BUSY and data and not self._header_part(data):
             return
         super().data_received(data)
+        self._refuse_as_go()
         # aiohttp puts what its parser cannot read behind the request at work, and lets this one
         # wait for the rest of its body for ever.
         if (
@@ -148,6 +150,24 @@ class Connection(web.RequestHandler):
             and not self._body.is_eof()
         ):
             self.end(End.BAD_BODY)
+
+    def _refuse_as_go(self) -> None:
+        """What aiohttp takes or trips over: HTTP/0.9 and HTTP/2 in the form of HTTP/1, which it
+        would answer under their name, and expectations that nobody knows.
+        """
+        for index, (message, _) in enumerate(self._messages):
+            if not isinstance(message, RawRequestMessage):
+                continue
+            expected = message.headers.get("Expect", "")
+            if message.version.major != 1:
+                status = http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+            elif expected and expected.lower() != "100-continue":
+                status = http.HTTPStatus.EXPECTATION_FAILED
+            else:
+                continue
+            problem = BadHttpMessage(status.phrase)
+            refused = _ErrInfo(status=status.value, exc=problem, message=problem.message)
+            self._messages[index] = (refused, EMPTY_PAYLOAD)
 
     def _header_part(self, data: bytes) -> bool:
         """False where the header has become too large."""
@@ -252,7 +272,9 @@ class Connection(web.RequestHandler):
         del message
         if isinstance(exc, LineTooLong):
             status = 431
-        if status >= 500:
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client is gone: nobody is left to be answered
+        if status == 500:
             _log.error("unexpected error outside of a handler", exc_info=exc)
         else:
             self._server_of.observer.ended("bad request")
@@ -265,6 +287,15 @@ class Connection(web.RequestHandler):
         )
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What no handler caught. Not that a client left while aiohttp read on behind an answer
+        for the rest of its body: nobody is left to be answered.
+        """
+        error = kw.get("exc_info")
+        if self.transport is None and isinstance(error, RuntimeError | ConnectionError):
+            return
+        super().log_exception(*args, **kw)
 
     def close_if_idle(self, now: float) -> None:
         """Close it unless a request is there, on its way, or may still be."""

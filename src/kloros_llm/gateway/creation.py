@@ -155,6 +155,9 @@ async def _take_files(
     catalogue: Catalogue, name: ModelName, files: Mapping[str, str]
 ) -> tuple[Entry, bool]:
     """Make uploaded GGUF files a model of the store; True where it has none of that name yet."""
+    served = _configured(catalogue, files)
+    if served is not None:
+        return served, False
     directory = catalogue.config.models_dir
     problem = unwritable(directory)
     if problem:
@@ -187,6 +190,17 @@ async def _take_files(
         catalogue.blobs.remove(digest)
     before = catalogue.created(name.display)
     return entry, fresh or bool(before and before.owned)
+
+
+def _configured(catalogue: Catalogue, files: Mapping[str, str]) -> Entry | None:
+    """The configuration's model whose file this is: a copy of it would have no instance."""
+    if len(files) != 1:
+        return None
+    (digest,) = files.values()
+    model = catalogue.model_with(digest)
+    if model is None or not catalogue.is_configured(model):
+        return None
+    return catalogue.bare(model.name)
 
 
 def _content(catalogue: Catalogue, file: str, digest: str) -> Path:

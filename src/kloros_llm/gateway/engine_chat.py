@@ -53,6 +53,7 @@ class EngineChat(Generation):
 
     async def pieces(self) -> AsyncGenerator[Piece | Ending]:
         """The answer."""
+        self._said.clear()
         async with aclosing(self._answer()) as items:
             async for item in with_tags(items) if self._inline else items:
                 if self._wants_context and isinstance(item, Piece):

@@ -176,6 +176,7 @@ class Completion(Generation):
     async def pieces(self) -> AsyncGenerator[Piece | Ending]:
         """The answer."""
         settings = self.settings
+        self._said.clear()
         prompt = self._source.prompt()
         thinking = self._source.thinking_parser(prompt)
         # A model that thinks first cannot be held to a format from its first token on: it is

@@ -19,6 +19,12 @@ from .go_text import escaped
 MISSING_BODY = "missing request body"
 UNEXPECTED_END = "unexpected EOF"
 TOO_DEEP = "exceeded max depth"
+_MOST_BRACKETS = 100_000
+_MOST_COMMAS = 2_000_000
+TOO_MUCH = (
+    f"http: request body too large: at most {_MOST_BRACKETS} opening brackets and {_MOST_COMMAS} "
+    "commas are taken"
+)
 
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
@@ -77,9 +83,13 @@ _PATIENT_DECODER = json.JSONDecoder(
 def decode(body: bytes | bytearray | memoryview) -> Any:
     """The body's first value: None, bool, int, Number, str, list or Members.
 
-    Raises ApiError 400 with Ollama's text where there is none.
+    Raises ApiError: 400 with Ollama's text where there is none, 413 where it has more parts than
+    anybody means.
     """
     data = bytes(body)
+    # In texts and images they are rare; made into Python's objects each takes some 100 bytes.
+    if data.count(b"{") + data.count(b"[") > _MOST_BRACKETS or data.count(b",") > _MOST_COMMAS:
+        raise ApiError(413, TOO_MUCH)
     try:
         text = data.decode()
         replace = _ESCAPED_SURROGATE(text) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
@@ -42,45 +43,66 @@ async def pass_on(
     """
     name = request[RECORD].model
 
-    async def ask(engine: Engine) -> aiohttp.ClientResponse:
+    async def ask(engine: Engine) -> _Begun:
         body = make_body(engine.model or name)
-        response = await engine.open("POST", path, {"Content-Type": content_type}, body)
-        if response.status != 200:
-            raw = await response.read()
-            response.close()
-            raise failure(response.status, raw)
-        return response
+        return await _begun(await engine.open("POST", path, {"Content-Type": content_type}, body))
 
     streamed = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     try:
         with told(refusals=False):
-            async with backends.open(served, ask, loading=LoadClock()) as response:
-                if response.content_type == "text/event-stream":
-                    await _events(request, response, streamed, name)
+            async with backends.open(served, ask, loading=LoadClock()) as begun:
+                request[RECORD].first_token()
+                if begun.more is not None:
+                    await streamed.prepare(request)
+                    await streamed.write(_renamed(begun.first, name))
+                    async for event in begun.more:
+                        await streamed.write(_renamed(event, name))
                     await streamed.write_eof()
                     return streamed
-                whole = _renamed(await response.read(), name)
     except ApiError as error:
         if not streamed.prepared:
             raise
         await streamed.write(b"data: " + error_body("openai", 500, error.text).data + b"\n")
         await streamed.write_eof()
         return streamed
-    request[RECORD].first_token()
-    kind = response.headers.get("Content-Type", "application/json")
-    return web.Response(body=whole, headers={"Content-Type": kind})
+    return web.Response(
+        body=_renamed(begun.first, name), headers={"Content-Type": begun.content_type}
+    )
 
 
-async def _events(
-    request: web.Request, source: aiohttp.ClientResponse, response: web.StreamResponse, name: str
-) -> None:
-    async for event in _whole_events(source):
-        if not response.prepared:
-            request[RECORD].first_token()
-            await response.prepare(request)
-        await response.write(_renamed(event, name))
-    if not response.prepared:
-        raise EngineGoneError("a stream without events", began=False)
+@dataclass(frozen=True)
+class _Begun:
+    """An answer of the engine: all of it, or its first event with `more` to come."""
+
+    response: aiohttp.ClientResponse
+    first: bytes
+    more: AsyncIterator[bytes] | None = None
+
+    @property
+    def content_type(self) -> str:
+        return self.response.headers.get("Content-Type", "application/json")
+
+    def close(self) -> None:
+        self.response.close()
+
+
+async def _begun(response: aiohttp.ClientResponse) -> _Begun:
+    """Reads until something can be passed on. What is lost before is asked for again: an engine
+    may send its headers long before its first token.
+    """
+    try:
+        if response.status != 200:
+            raise failure(response.status, await response.read())
+        if response.content_type != "text/event-stream":
+            return _Begun(response, await response.read())
+        events = _whole_events(response)
+        first = await anext(events, None)
+        if first is None:
+            raise EngineGoneError("a stream without events", began=False)
+        return _Begun(response, first, events)
+    except BaseException:
+        response.close()
+        raise
 
 
 async def _whole_events(source: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

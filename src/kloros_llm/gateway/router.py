@@ -38,6 +38,7 @@ class RouterModels:
         self._uses: dict[str, _Use] = {}
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._ends: set[asyncio.Task[None]] = set()
+        self._ended_at: dict[str, datetime] = {}
 
     def is_loaded(self, model: str) -> bool:
         """As far as is known."""
@@ -122,9 +123,11 @@ class RouterModels:
             self._start_timer(model, use)
 
     def expires_at(self, model: str) -> datetime | None:
-        """When it will be ended; None: it stays."""
+        """When it will be ended, or was: a router takes a moment for that. None: it stays."""
         use = self._uses.get(model)
-        if use is None or use.keep_alive_ns == FOREVER_NS:
+        if use is None:
+            return self._ended_at.get(model)
+        if use.keep_alive_ns == FOREVER_NS:
             return None
         return use.expires_at or datetime.now(UTC) + _period(use.keep_alive_ns)
 
@@ -145,6 +148,7 @@ class RouterModels:
 
     def _end(self, model: str) -> None:
         del self._uses[model]
+        self._ended_at[model] = datetime.now(UTC)
         task = asyncio.get_running_loop().create_task(self._unload(model))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)

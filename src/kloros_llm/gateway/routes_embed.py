@@ -18,13 +18,14 @@ from .go_values import encode
 from .json_text import string
 from .options import resolve
 from .preparing import MODEL_REQUIRED, find
+from .request_bodies import parsed_body
 from .services import SERVICES, Services
 
 
 async def embed(request: web.Request) -> web.Response:
     """Vectors of length 1 for one text or several."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked = EmbedRequest.parse(await request.read())
+    asked = await parsed_body(request, EmbedRequest.parse)
     if not asked.model:
         raise ApiError(404, NOT_FOUND.format(name=""))
     texts = asked.inputs()
@@ -46,7 +47,7 @@ async def embed(request: web.Request) -> web.Response:
 async def embeddings(request: web.Request) -> web.Response:
     """One text's vector, as the engine gives it."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked = EmbeddingsRequest.parse(await request.read())
+    asked = await parsed_body(request, EmbeddingsRequest.parse)
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
     served = find(services, record, asked.model, NOT_FOUND_TRY_PULLING)

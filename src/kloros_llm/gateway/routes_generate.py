@@ -16,13 +16,14 @@ from .preparing import (
     find,
     generate_generation,
 )
+from .request_bodies import parsed_body
 from .services import SERVICES
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """A prompt's continuation; without a prompt, a load or an unload."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked = GenerateRequest.parse(await request.read())
+    asked = await parsed_body(request, GenerateRequest.parse)
     served = find(services, record, asked.model)
     answer = GenerateAnswer(asked.model)
     if not asked.prompt and asked.unloads:
@@ -41,7 +42,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def chat(request: web.Request) -> web.StreamResponse:
     """A conversation's next message; without messages, a load or an unload."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked = ChatRequest.parse(await request.read())
+    asked = await parsed_body(request, ChatRequest.parse)
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
     served = find(services, record, asked.model)

@@ -24,6 +24,7 @@ from .loaded_models import loaded_json
 from .model_names import display_name
 from .progress_lines import respond
 from .pulls import Line
+from .request_bodies import parsed_body
 from .services import SERVICES
 from .show import show
 
@@ -65,7 +66,7 @@ async def ps(request: web.Request) -> web.Response:
 async def show_model(request: web.Request) -> web.Response:
     """All of one name."""
     services = request.app[SERVICES]
-    asked = ShowRequest.parse(await request.read())
+    asked = await parsed_body(request, ShowRequest.parse)
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
     served = services.catalogue.named(services.listener, display_name(asked.model))
@@ -75,7 +76,7 @@ async def show_model(request: web.Request) -> web.Response:
 async def copy(request: web.Request) -> web.StreamResponse:
     """Another name for what a name means."""
     services = request.app[SERVICES]
-    asked = CopyRequest.parse(await request.read())
+    asked = await parsed_body(request, CopyRequest.parse)
     await name_changes.copy(services.catalogue, services.listener, asked.source, asked.destination)
     return _empty(200)
 
@@ -83,21 +84,21 @@ async def copy(request: web.Request) -> web.StreamResponse:
 async def delete(request: web.Request) -> web.StreamResponse:
     """Forget a name."""
     services = request.app[SERVICES]
-    asked = DeleteRequest.parse(await request.read())
+    asked = await parsed_body(request, DeleteRequest.parse)
     await name_changes.delete(services.catalogue, services.listener, asked.model)
     return _empty(200)
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """A name from a model and a Modelfile."""
-    asked = CreateRequest.parse(await request.read())
+    asked = await parsed_body(request, CreateRequest.parse)
     lines = creation.create(request.app[SERVICES].catalogue, asked)
     return await respond(request, lines, stream=asked.stream)
 
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """Get a model."""
-    asked = PullRequest.parse(await request.read())
+    asked = await parsed_body(request, PullRequest.parse)
     lines = request.app[SERVICES].catalogue.pull(asked.model)
     return await respond(request, lines, stream=asked.stream)
 
@@ -105,7 +106,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
 async def push(request: web.Request) -> web.StreamResponse:
     """Ollama's registry takes models of its account holders only, and there is no account."""
     services = request.app[SERVICES]
-    asked = PushRequest.parse(await request.read())
+    asked = await parsed_body(request, PushRequest.parse)
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
 

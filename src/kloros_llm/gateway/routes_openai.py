@@ -31,6 +31,7 @@ from .preparing import (
     generate_generation,
     stored_messages,
 )
+from .request_bodies import parsed_body
 from .responses_answer import Response
 from .responses_requests import responses_request
 from .routes_embed import embedder_of, vectors_of
@@ -42,15 +43,14 @@ _FORM_MODEL = re.compile(rb'(name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)(
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """A conversation. Without a Go template the engine answers by itself."""
     services, record = request.app[SERVICES], request[RECORD]
-    raw = await request.read()
-    asked, usage = chat_request(raw)
+    asked, usage = await parsed_body(request, chat_request)
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
     served = find(services, record, asked.model)
     generation = chat_generation(services, record, served, asked)
     answer = ChatCompletion(asked.model, usage=usage)
     if served.persona.template is None:
-        fields = _chat_fields(services, served, asked, raw)
+        fields = _chat_fields(services, served, asked, await request.read())
 
         def body(model: str) -> bytes:
             return json.dumps({**fields, "model": model}).encode()
@@ -98,7 +98,7 @@ def _chat_fields(
 async def completions(request: web.Request) -> web.StreamResponse:
     """A prompt, to which the model's template is applied."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked, usage = generate_request(await request.read())
+    asked, usage = await parsed_body(request, generate_request)
     served = find(services, record, asked.model)
     with told():
         generation = await generate_generation(services, record, served, asked)
@@ -109,7 +109,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def responses(request: web.Request) -> web.StreamResponse:
     """OpenAI's newer conversation; nothing of it is kept."""
     services, record = request.app[SERVICES], request[RECORD]
-    wanted = responses_request(await request.read())
+    wanted = await parsed_body(request, responses_request)
     asked = wanted.chat
     if not asked.model:
         raise ApiError(400, MODEL_REQUIRED)
@@ -122,7 +122,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
 async def messages(request: web.Request) -> web.StreamResponse:
     """Anthropic's conversation; a model that cannot think is not asked to."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked = messages_request(await request.read())
+    asked = await parsed_body(request, messages_request)
     served = find(services, record, asked.model)
     generation = chat_generation(services, record, served, asked, relax_thinking=True)
     return await respond(request, generation, Messages(asked.model), stream=asked.stream)
@@ -131,7 +131,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 async def embeddings(request: web.Request) -> web.Response:
     """Vectors of length 1."""
     services, record = request.app[SERVICES], request[RECORD]
-    asked, as_base64 = embed_request(await request.read())
+    asked, as_base64 = await parsed_body(request, embed_request)
     texts = asked.inputs()
     if not asked.model:
         raise ApiError(404, "model '' not found")

@@ -594,6 +594,23 @@ def test_a_router_loads_what_is_asked_for_once() -> None:
     run({"box": box}, use)
 
 
+def test_a_model_that_is_being_ended_is_not_said_to_stay() -> None:
+    box = StandInEngine(router_models=["m:1"])
+    target = asked_for("box")
+
+    async def use(backends: Backends) -> None:
+        assert await text(backends, target) == TEXT
+        (before,) = backends.loaded()
+        backends.unload(target)
+        assert before.expires_at is not None
+        while loaded := backends.loaded():
+            assert loaded[0].expires_at is not None
+            assert loaded[0].expires_at < before.expires_at
+            await asyncio.sleep(0)
+
+    run({"box": box}, use)
+
+
 def test_keep_alive_ends_a_model_after_its_last_request() -> None:
     box = StandInEngine(router_models=["m:1"])
     target = asked_for("box")

@@ -248,6 +248,27 @@ def test_what_is_no_request_is_answered_as_go_does(nonsense: bytes) -> None:
     assert in_lab(test).seen.ended_for == ["bad request"]
 
 
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (b"GET /quick HTTP/2.0\r\nHost: x\r\n", b"505 HTTP Version Not Supported"),
+        (b"GET /quick HTTP/0.9\r\nHost: x\r\n", b"505 HTTP Version Not Supported"),
+        (b"GET /quick HTTP/1.1\r\nHost: x\r\nExpect: \xff\xfe\r\n", b"417 Expectation Failed"),
+    ],
+)
+def test_what_go_refuses_is_refused_as_http_1(head: bytes, told: bytes) -> None:
+    async def test(lab: Lab) -> None:
+        reader, writer = await lab.connect()
+        writer.write(head + b"\r\n")
+        said = await reader.read()
+        version, said = said.split(b" ", 1)
+        assert version in (b"HTTP/1.0", b"HTTP/1.1")
+        assert said.startswith(told + b"\r\n")
+        assert said.endswith(b"\r\n\r\n" + told)
+
+    assert in_lab(test).seen.ended_for == ["bad request"]
+
+
 def test_a_client_that_goes_away_cancels_its_handler() -> None:
     async def test(lab: Lab) -> None:
         reader, writer = await lab.connect()

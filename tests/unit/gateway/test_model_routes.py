@@ -506,6 +506,22 @@ def test_uploaded_gguf_becomes_a_model_and_goes_with_its_last_name(house: House)
     assert not (house.models_dir / "mine-latest.gguf.json").exists()
 
 
+def test_the_file_of_a_configured_model_is_served_under_its_new_name(house: House) -> None:
+    async def use(client: Client) -> None:
+        files = {"m.gguf": f"sha256:{SHA256}"}
+        asked = {"model": "mine", "files": files, "template": "{{ .Prompt }}"}
+        made = await client.post("/api/create", asked)
+        assert made.lines[-1] == {"status": "success"}, made.body
+        served = client.gateway.catalogue.find(house.config.listeners[0], "mine")
+        assert served.instances == ("live",)
+        # The persona of the configuration belongs to its name, not to the file.
+        assert (served.persona.template, served.persona.system) == ("{{ .Prompt }}", "")
+        assert (await client.ask("DELETE", "/api/delete", {"model": "mine"})).status == 200
+
+    house.run(use)
+    assert [path.name for path in house.models_dir.glob("*.gguf")] == ["SmolLM2.gguf"]
+
+
 def test_what_an_instance_uses_is_not_deleted(house: House) -> None:
     maker = smollm2()
     maker.tensors.clear()

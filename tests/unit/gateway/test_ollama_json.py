@@ -202,3 +202,13 @@ def test_a_broken_value_never_surprises(value: Any, where: int, wrong: bytes) ->
     body[where % len(body) : where % len(body) + 1] = wrong
     problem = problem_of(bytes(body))
     assert problem is None or problem.status == 400
+
+
+@pytest.mark.parametrize(
+    ("part", "most"), [(b"{},", 100_000), (b"[],", 100_000), (b"1,", 2_000_000)]
+)
+def test_a_body_of_more_parts_than_anybody_means_is_refused_unread(part: bytes, most: int) -> None:
+    assert len(decode(b"[" + part * (most - 2) + b"1]")) == most - 1
+    with pytest.raises(ApiError) as refused:
+        decode(b"[" + part * (most + 1) + b"1]")
+    assert refused.value.status == 413

@@ -135,7 +135,8 @@ def _instance(
     fallback = planned["fallback"]
     return {
         "url": planned["url"],
-        "model": planned["model"],
+        "kind": "router" if planned["router"] else "dedicated",
+        "model": planned["model"] or None,
         "context_tokens": planned["context_tokens"],
         "slots": planned["slots"],
         "embeddings": planned["embeddings"],
@@ -150,7 +151,11 @@ def _model(name: str, model: Mapping[str, Any], folder: str, instances: Any) -> 
         "path": of_role["model"],
         "mmproj": of_role.get("mmproj"),
         "aliases": list(model["aliases"]),
-        "instances": [one["name"] for one in instances if one["model"] == name],
+        # A router has to load it first.
+        "instances": [
+            *(one["name"] for one in instances if one["model"] == name),
+            *(one["name"] for one in instances if one["router"] and name in one["models"]),
+        ],
     }
 
 

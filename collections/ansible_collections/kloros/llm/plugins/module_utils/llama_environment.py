@@ -115,7 +115,7 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
     ):
         if wished:
             variables[variable] = "1"
-    arguments = [*_lora_arguments(instance["lora"]), *_extra_arguments(instance["extra"])]
+    arguments = [*lora_arguments(instance["lora"]), *_extra_arguments(instance["extra"])]
     if arguments:
         variables[EXTRA_ARGS] = join_args(arguments)
     for variable, value in variables.items():
@@ -148,7 +148,7 @@ def _gpu_variables(instance: PlannedInstance) -> dict[str, str]:
     return variables
 
 
-def _lora_arguments(adapters: Sequence[LoraAdapter]) -> list[str]:
+def lora_arguments(adapters: Sequence[LoraAdapter]) -> list[str]:
     """One flag for all adapters, so that their order (their id in the server) is the wish's."""
     if not adapters:
         return []

@@ -14,12 +14,13 @@ from .cuda_code import uncovered
 from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
 from .gateway_plan import plan_gateway
-from .plan_instances import Settled, settle_instances
-from .systemd import UNIT_DIR, UNIT_PREFIX
+from .plan_instances import Settled
+from .plan_routers import preset_path, settle_all
+from .router_wishes import check_routers, split_routers
+from .systemd import CONFIG_DIR, UNIT_DIR, UNIT_PREFIX
 from .wishes import SETTING_KEYS, check_instances, check_models, check_settings
 
 SCHEMA: Final = 1
-CONFIG_DIR: Final = "/etc/kloros-llm"
 
 
 # Known to work: Debian 12 and 13 and Ubuntu 24.04 have the systemd, CMake and compiler needed.
@@ -49,6 +50,7 @@ def instance_files(unit: str) -> list[str]:
     name = service.removeprefix(UNIT_PREFIX)
     return [
         f"{CONFIG_DIR}/instances/{name}.env",
+        preset_path(name),
         f"{CONFIG_DIR}/credentials/{name}.key",
         f"/var/lib/{service}",
         f"{UNIT_DIR}/{unit}",
@@ -77,12 +79,15 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     models, model_findings = check_models(models_wish["models"])
     raw_models = models_wish["models"]
     names = list(raw_models) if isinstance(raw_models, Mapping) else []
-    instances, instance_findings = check_instances(instances_wish["instances"], names)
+    dedicated, raw_routers = split_routers(instances_wish["instances"])
+    instances, instance_findings = check_instances(dedicated, names)
+    routers, router_findings = check_routers(raw_routers, names, instances)
     settings_findings = check_settings(_settings(wishes))
     headers = {result["item"]["file"]: result for result in host["headers"]}
     settled = Settled({}, [], [], {}, [])
+    routed: list[dict[str, Any]] = []
     if not settings_findings:
-        settled = settle_instances(wishes, host, instances, models, headers)
+        settled, routed = settle_all(wishes, host, instances | routers, models, headers)
     planned = settled.instances
     on_gpus = [name for name, candidate in settled.chosen.items() if candidate.wish["gpus"]]
     llama_cpp, llama_cpp_findings = _llama_cpp(
@@ -97,6 +102,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         *model_findings,
         *_header_findings(models, headers),
         *instance_findings,
+        *router_findings,
         *settled.findings,
         *llama_cpp_findings,
         *_machine_findings(host["machine"], wishes["any_system"]),
@@ -120,6 +126,8 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         ],
         "models_hf_endpoint": models_wish["hf_endpoint"],
         "instances": planned,
+        # The models of router instances, as if each had an instance of its own.
+        "routed": routed,
         "memory": settled.memory,
         "gateway": gateway,
         # What this run alone has to do; the plan on the host leaves it out.
@@ -517,5 +525,11 @@ def _units_off_gpus(
 
 def _gpu_mib(memory: Mapping[str, Any], name: str) -> dict[str, int]:
     """What an instance takes of each GPU by UUID, as a plan says."""
-    devices = memory.get("instances", {}).get(name, {}).get("devices", ())
-    return {row["uuid"]: row["total_mib"] for row in devices if row["uuid"] is not None}
+    taken: dict[str, int] = {}
+    for whose, instance in memory.get("instances", {}).items():
+        # A router's models are called ROUTER/MODEL.
+        if whose.partition("/")[0] == name:
+            for row in instance["devices"]:
+                if row["uuid"] is not None:
+                    taken[row["uuid"]] = taken.get(row["uuid"], 0) + row["total_mib"]
+    return taken

@@ -297,6 +297,7 @@ def _instance(
         ),
         "modes": list(wish["modes"]),
         "fallback": wish["fallback"],
+        "router": None,
         "model_files": [
             f"{folder}/{file['file']}" for one in loaded for file in models[one]["files"]
         ],

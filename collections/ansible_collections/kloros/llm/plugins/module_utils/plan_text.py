@@ -70,7 +70,7 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         instances = [
             [
                 instance["name"],
-                instance["model"],
+                instance["model"] or ", ".join(instance["models"]),
                 _place(instance["gpus"]),
                 f"{instance['host']}:{instance['port']}",
                 str(instance["slots"]),

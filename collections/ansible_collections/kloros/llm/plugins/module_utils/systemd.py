@@ -9,6 +9,7 @@ from typing import Any, Final, TypedDict
 from .host_facts import run
 
 UNIT_DIR: Final = "/etc/systemd/system"
+CONFIG_DIR: Final = "/etc/kloros-llm"
 UNIT_PREFIX: Final = "kloros-llama-"
 MARK: Final = "(kloros-llm, role llama_instances)"
 """Stands in the first line of every unit that the role writes."""

@@ -454,6 +454,14 @@ def model_names(wish: Mapping[str, Any]) -> list[tuple[str, str]]:
     return asked
 
 
+def instance_name_findings(path: str, name: Any) -> list[Finding]:
+    """Whether an instance can be called that; `path` is its place in the inventory."""
+    if _matches(_INSTANCE_NAME)(name):
+        return []
+    form = "lower-case letters, digits, _ and - (at most 41): it names a systemd unit"
+    return [error(path, f"the name {name!r}", form, "rename the instance")]
+
+
 def check_instances(
     raw: Any, model_names: Iterable[str]
 ) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
@@ -470,9 +478,8 @@ def check_instances(
     found: list[Finding] = []
     for name, wish in raw.items():
         path = f"llama_instances.{name}"
-        if not _matches(_INSTANCE_NAME)(name):
-            form = "lower-case letters, digits, _ and - (at most 41): it names a systemd unit"
-            found.append(error(path, f"the name {name!r}", form, "rename the instance"))
+        if unfit := instance_name_findings(path, name):
+            found += unfit
             continue
         if not isinstance(wish, Mapping):
             form = "a mapping with model and port"

@@ -114,6 +114,12 @@ unit_processes:
   returned: always
   type: dict
   sample: {kloros-llama-live.service: 4711}
+unit_children:
+  description: The processes that those of RV(unit_processes) have started and that still run.
+  returned: always
+  type: list
+  elements: int
+  sample: [4712]
 foreign_units:
   description: Names of units that are named as this project's are, and were written by others.
   returned: always
@@ -168,6 +174,7 @@ def main() -> None:
         listeners=host_facts.listeners(),
         units=units,
         unit_processes={unit: pid for unit, pid in processes.items() if pid},
+        unit_children=host_facts.children_of(pid for pid in processes.values() if pid),
         foreign_units=foreign_units,
         gateway_units=gateway_units(),
         **in_use,

@@ -1,0 +1,282 @@
+"""The role ollama_gateway, run by a real ansible-playbook on this machine, without a host."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_toml import gateway_toml
+from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
+
+from tests.unit.conftest import role_defaults
+from tests.unit.gateway.gateway_process import GatewayProcess, free_ports, write_model
+
+Data = dict[str, Any]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+KEY = "canary-4b1f0c7e9d52"
+WHEEL = {
+    "path": "/usr/local/lib/kloros-llm/kloros_llm.whl",
+    "name": "kloros_llm-0.1.0-py3-none-any.whl",
+    "sha256": "0" * 64,
+}
+
+
+def role(part: str) -> Data:
+    return {"ansible.builtin.import_role": {"name": "ollama_gateway", "tasks_from": part}}
+
+
+def facts(plan: Data) -> Data:
+    return {"ansible.builtin.set_fact": {"preflight_plan": plan, "gguf_models_wheel": WHEEL}}
+
+
+def variables(wishes: Data) -> Data:
+    """What the role sees of the inventory."""
+    gateway = {f"ollama_gateway_{key}": value for key, value in wishes["ollama_gateway"].items()}
+    instances = {"llama_instances": wishes["llama_instances"]["instances"]}
+    return role_defaults() | gateway | instances
+
+
+@pytest.fixture
+def units(run_play: Run, wishes: Data, host: Data, tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """Has the role's templates written; the units by name."""
+
+    def write() -> dict[str, str]:
+        result = make_plan(wishes, host)
+        assert [f for f in result["findings"] if f["level"] == "error"] == []
+        plan = result["plan"]
+        templates = f"{Path.cwd()}/roles/ollama_gateway/templates"
+        service = {
+            "ansible.builtin.template": {
+                "src": f"{templates}/kloros-llm-gateway.service.j2",
+                "dest": f"{tmp_path}/kloros-llm-gateway.service",
+                "mode": "0644",
+            }
+        }
+        sockets = {
+            "ansible.builtin.copy": {
+                "content": "{{ __ollama_gateway_sockets[item.name] }}",
+                "dest": f"{tmp_path}/{{{{ item.unit }}}}",
+                "mode": "0644",
+            },
+            "loop": "{{ preflight_plan.gateway.listeners }}",
+        }
+        settled = {"ansible.builtin.set_fact": {"__ollama_gateway_release": "0.1.0-0123456789"}}
+        done = run_play(
+            [facts(plan), settled, role("digest"), service, sockets], **variables(wishes)
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert KEY not in done.stdout
+        found = [*tmp_path.glob("*.service"), *tmp_path.glob("*.socket")]
+        return {path.name: path.read_text(encoding="utf-8") for path in found}
+
+    return write
+
+
+def test_units_say_what_was_planned(units: Callable[[], dict[str, str]], wishes: Data) -> None:
+    wishes["gguf_models"]["owner"] = "kloros"
+    wishes["ollama_gateway"] |= {
+        "listeners": [{"port": 11434}, {"port": 11435, "address": "::1", "api_key": KEY}],
+        "manages_models": True,
+        "limits": {"drain_s": 40.5},
+    }
+    written = units()
+    socket = written["kloros-llm-gateway-11435---1.socket"].splitlines()
+    assert "ListenStream=[::1]:11435" in socket
+    assert "FileDescriptorName=ollama-11435---1" in socket
+    assert "Service=kloros-llm-gateway.service" in socket
+    service = written["kloros-llm-gateway.service"].splitlines()
+    assert "Sockets=kloros-llm-gateway-11434.socket" in service
+    assert "Sockets=kloros-llm-gateway-11435---1.socket" in service
+    credential = "listener-11435---1"
+    folder = "/etc/kloros-llm/credentials/gateway"
+    assert f"LoadCredential={credential}:{folder}/{credential}" in service
+    assert "User=kloros" in service
+    assert "BindPaths=/var/lib/kloros-llm/models" in service
+    assert "TimeoutStopSec=55" in service
+    for name, text in written.items():
+        assert "(kloros-llm, role ollama_gateway)" in text.split("\n", 1)[0], name
+        assert KEY not in text
+
+
+def digests(service: str) -> list[str]:
+    return [line for line in service.splitlines() if "_DIGEST=" in line]
+
+
+def test_what_restarts_it(units: Callable[[], dict[str, str]], wishes: Data) -> None:
+    """A change of what it serves does, and only a change of its listeners opens sockets anew."""
+
+    def now() -> list[str]:
+        return digests(units()["kloros-llm-gateway.service"])
+
+    config, sockets = now()
+    assert now() == [config, sockets]
+    wishes["ollama_gateway"]["personas"] = {"mario": {"from": "tiny:1b"}}
+    after = now()
+    assert after[0] != config
+    assert after[1] == sockets
+    wishes["llama_instances"]["instances"]["live"]["api_key"] = KEY
+    with_key = now()
+    wishes["llama_instances"]["instances"]["live"]["api_key"] = f"{KEY}-other"
+    assert now()[0] != with_key[0]
+    wishes["ollama_gateway"]["listeners"] = [{"port": 11435}]
+    assert now()[1] != sockets
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+@pytest.mark.parametrize("manages", [True, False])
+def test_exposure(
+    units: Callable[[], dict[str, str]], wishes: Data, tmp_path: Path, manages: bool
+) -> None:
+    wishes["gguf_models"]["owner"] = "kloros"
+    wishes["ollama_gateway"]["manages_models"] = manages
+    units()
+    unit = f"{tmp_path}/kloros-llm-gateway.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", unit]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    overall = done.stdout.splitlines()[-1]
+    assert float(overall.split(":")[1].split()[0]) <= 2.0, overall
+
+
+def stand_in_systemctl(folder: Path) -> Path:
+    """Of a host where the gateway was never started."""
+    folder.mkdir()
+    program = folder / "systemctl"
+    program.write_text('#!/bin/sh\ncase "$*" in *MainPID*) echo 0;; *) echo inactive;; esac\n')
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("listeners", [[{"port": 11434}], [{"port": 11434, "api_key": KEY}], []])
+def test_check_mode_on_a_virgin_host(
+    run_play: Run, wishes: Data, host: Data, tmp_path: Path, listeners: list[Data]
+) -> None:
+    wishes["ollama_gateway"] |= {"listeners": listeners, "dir": f"{tmp_path}/opt/gateway"}
+    host["packages_missing"] = ["python3-venv"]
+    plan = make_plan(wishes, host)["plan"]
+    path = stand_in_systemctl(tmp_path / "bin")
+    here = sorted(tmp_path.rglob("*"))
+    done = run_play(
+        [facts(plan), role("main") | {"environment": {"PATH": f"{path}:/usr/bin:/bin"}}],
+        "--check",
+        "--diff",
+        "-vv",
+        **variables(wishes),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in (
+        "Would install: python3-venv",
+        f"Would make {tmp_path}/opt/gateway/0.1.0-",
+        "Would start kloros-llm-gateway.service",
+    ):
+        assert (words in done.stdout) == bool(listeners)
+    assert ("changed=0" in done.stdout) != bool(listeners)
+    assert KEY not in done.stdout
+    assert sorted(one for one in tmp_path.rglob("*") if one.name != "play.yml") == here
+
+
+def test_left_out_listeners_are_told(run_play: Run, wishes: Data, host: Data) -> None:
+    held = {"port": 11434, "address": "127.0.0.1", "pid": 8, "process": "ollama", "unit": None}
+    host["listeners"] = [held]
+    plan = make_plan(wishes, host)["plan"]
+    done = run_play([facts(plan), role("main")], "--check", **variables(wishes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Another process holds port 11434 of 127.0.0.1" in done.stdout
+    assert "changed=0" in done.stdout
+
+
+@pytest.fixture
+def running(wishes: Data, host: Data, tmp_path: Path) -> Callable[..., Data]:
+    """A plan of a gateway on free ports, written as the role writes it."""
+
+    def plan(**listener: Any) -> Data:
+        (port,) = free_ports(1)
+        folder = tmp_path / "models"
+        folder.mkdir()
+        write_model(folder / "tiny.gguf")
+        wishes["gguf_models"]["dir"] = str(folder)
+        wishes["ollama_gateway"]["metrics_port"] = 0
+        wishes["ollama_gateway"]["listeners"] = [{"port": port, **listener}]
+        planned: Data = make_plan(wishes, host)["plan"]
+        planned["gateway"]["state_dir"] = str(tmp_path / "state")
+        text = gateway_toml(planned["gateway"])
+        (tmp_path / "gateway.toml").write_text(text, encoding="utf-8")
+        return planned
+
+    return plan
+
+
+def test_proof_asks_the_gateway_itself(
+    run_play: Run, wishes: Data, running: Callable[..., Data], tmp_path: Path
+) -> None:
+    wishes["gguf_models"]["models"]["tiny:1b"]["aliases"] = ["Main"]
+    plan = running(api_key=KEY)
+    (tmp_path / f"listener-{plan['gateway']['listeners'][0]['name']}").write_text(KEY)
+    with GatewayProcess(tmp_path / "gateway.toml"):
+        done = run_play([facts(plan), role("prove")], "-vvv", **variables(wishes))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Main:latest, tiny:1b" in done.stdout
+        assert KEY not in done.stdout
+
+        plan["gateway"]["listeners"][0]["names"].append("gone:7b")
+        done = run_play([facts(plan), role("prove")], **variables(wishes))
+        assert done.returncode != 0
+        assert "does not list gone:7b; it lists" in " ".join(done.stdout.split())
+
+
+def test_proof_finds_that_nobody_answers(
+    run_play: Run, wishes: Data, running: Callable[..., Data]
+) -> None:
+    done = run_play([facts(running()), role("prove")], **variables(wishes))
+    assert done.returncode != 0
+    assert "says nothing, needed: Ollama is running" in " ".join(done.stdout.split())
+
+
+def test_the_gateway_checks_what_the_role_writes(
+    running: Callable[..., Data], tmp_path: Path
+) -> None:
+    running()
+    command = [sys.executable, "-m", "kloros_llm.gateway", "--check", "--config"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "gateway.toml")],
+        env={"PYTHONPATH": str(Path.cwd() / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is wrong (1 listener, 1 instance, 1 model, 0 personas)" in done.stdout
+
+
+def test_a_go_template_arrives_as_it_is(
+    run_play: Run, wishes: Data, host: Data, tmp_path: Path
+) -> None:
+    """Nothing but the inventory itself is a template to Ansible."""
+    go = "{{ if .System }}{{ .System }}{% x %}{{ end }} {{ .Prompt }}"
+    inventory = go.replace("{% x %}", "{% endraw %}{{ '{%' }} x %}{% raw %}")
+    wishes["ollama_gateway"]["personas"] = "{{ personas }}"
+    write = {
+        "content": "{{ preflight_plan.gateway | gateway_toml }}",
+        "dest": f"{tmp_path}/gateway.toml",
+        "mode": "0600",
+    }
+    done = run_play(
+        [
+            {"ansible.builtin.set_fact": {"result": "{{ wishes | kloros_llm_plan(host) }}"}},
+            {"ansible.builtin.set_fact": {"preflight_plan": "{{ result.plan }}"}},
+            {"ansible.builtin.copy": write},
+        ],
+        wishes=wishes,
+        host=host,
+        personas={
+            "mario": {"from": "tiny:1b", "template": f"{{% raw %}}{inventory}{{% endraw %}}"}
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    personas = tomllib.loads((tmp_path / "gateway.toml").read_text())["personas"]
+    assert personas["mario"]["template"] == go
