@@ -219,9 +219,12 @@ port = {metrics_port}
 """,
         )
         text = config.read_text()
-        config.write_text(
-            text.replace("[instances.live]\n", '[instances.live]\nfallback = "spare"\n')
-        )
+        for head, more in (
+            ("[instances.live]\n", 'fallback = "spare"\n'),
+            (f'[models."{MODEL}"]\n', 'instances = ["live"]\n'),
+        ):
+            text = text.replace(head, head + more)
+        config.write_text(text)
         served = Gateway(port, metrics_port)
 
         def state(name: str) -> bool:
@@ -238,7 +241,7 @@ port = {metrics_port}
             answer = route.ask(port, stream=False)
             assert answer.json()["response"].startswith(" other")
             assert state("open")
-            fallbacks = 'kloros_gateway_fallbacks_total{instance="live",fallback="spare"}'
+            fallbacks = 'kloros_gateway_fallbacks_total{fallback="spare",instance="live"}'
             assert served.number(fallbacks) >= 2
             engine.faults.clear()
             await_condition(lambda: not state("open"))

@@ -308,7 +308,8 @@ _TEMPLATES = (
     "{{ index .Messages 99999999999999999999 }}",
     "{{ 1e999999999 }}",
     "{{ 0x" + "f" * 5000 + " }}",
-    "{{ range $i, $m := .Messages }}{{ range $j, $n := $.Messages }}{{ $i }}{{ $j }}{{ end }}{{ end }}",
+    "{{ range $i, $m := .Messages }}{{ range $j, $n := $.Messages }}{{ $i }}{{ $j }}"
+    "{{ end }}{{ end }}",
     "{{ .",
     '{{ "',
     "{{ `",

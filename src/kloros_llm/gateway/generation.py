@@ -171,13 +171,13 @@ class Completion(Generation):
 
     async def rendered(self) -> str:
         """The prompt."""
-        return self._source.prompt().text
+        return (await self._source.prompt()).text
 
     async def pieces(self) -> AsyncGenerator[Piece | Ending]:
         """The answer."""
         settings = self.settings
         self._said.clear()
-        prompt = self._source.prompt()
+        prompt = await self._source.prompt()
         thinking = self._source.thinking_parser(prompt)
         # A model that thinks first cannot be held to a format from its first token on: it is
         # asked again, with what it thought, when it begins to answer.
@@ -195,7 +195,8 @@ class Completion(Generation):
             else:
                 return
         source = self._source.continued("".join(thoughts))
-        async with aclosing(self._answer(source, source.prompt(), with_format=True)) as items:
+        prompt = await source.prompt()
+        async with aclosing(self._answer(source, prompt, with_format=True)) as items:
             async for item in parsed(items, None, source.tool_parser()):
                 yield item
 
@@ -257,9 +258,10 @@ class Completion(Generation):
         """
         settings = self.settings
         if not settings.truncate:
-            ids = await self.tokenize(source.prompt().text, special=True)
+            prompt = await source.prompt()
+            ids = await self.tokenize(prompt.text, special=True)
             if len(ids) < limit:
-                return source.prompt(), ids
+                return prompt, ids
             raise self.refusal(len(ids))
         prompt = await source.fitted(limit, self.tokenize)
         if prompt.images:

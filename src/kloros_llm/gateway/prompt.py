@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -32,6 +33,9 @@ from .thinking import infer_tags
 from .tool_calls import infer_tag
 
 Think = bool | str | None
+
+MOST_STEPS = Budget().steps
+"""What a template may take, whatever it is."""
 
 IMAGE_TOKENS = 768
 """What Ollama counts for an image when it looks whether a conversation fits."""
@@ -79,8 +83,10 @@ class Template:
         suffix: str = "",
         response: str = "",
         think: Think = None,
+        steps: int = MOST_STEPS,
     ) -> str:
-        """The prompt. TemplateError: the template cannot be rendered with these.
+        """The prompt. TemplateError: the template cannot be rendered with these, or not in so
+        many `steps` (see Budget).
 
         With both `prompt` and `suffix` it is the one for text in between, and nothing else counts.
         Otherwise `system` goes first where no message is a system one, and `prompt` and `response`
@@ -91,18 +97,19 @@ class Template:
             "ThinkLevel": think if isinstance(think, str) else "medium" if think else "",
             "IsThinkSet": think is not None,
         }
+        budget = Budget(steps=steps)
         try:
             if prompt and suffix:
                 data = {"Prompt": prompt, "Suffix": suffix, "Response": "", **flags}
-                return execute(self.tree, data)
+                return execute(self.tree, data, budget)
             said = list(messages)
             if system and not any(message.role == "system" for message in said):
                 said.insert(0, Message("system", system))
             said += [Message("user", prompt)] if prompt else []
             said += [Message("assistant", response)] if response else []
             if "messages" in self.variables:
-                return self._render_messages(collate(said), tools, flags)
-            return self._render_turns(collate(said), flags)
+                return self._render_messages(collate(said), tools, flags, budget)
+            return self._render_turns(collate(said), flags, budget)
         except RecursionError as error:
             raise TemplateError("template: : values are nested too deep") from error
 
@@ -111,6 +118,7 @@ class Template:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]],
         flags: Mapping[str, Value],
+        budget: Budget,
     ) -> str:
         system = "\n\n".join(m.content for m in messages if m.role == "system")
         data = {
@@ -120,11 +128,12 @@ class Template:
             "Response": "",
             **flags,
         }
-        return execute(self.tree, data)
+        return execute(self.tree, data, budget)
 
-    def _render_turns(self, messages: Sequence[Message], flags: Mapping[str, Value]) -> str:
+    def _render_turns(
+        self, messages: Sequence[Message], flags: Mapping[str, Value], budget: Budget
+    ) -> str:
         """For templates of one turn: once a turn, and the last one ends at the response."""
-        budget = Budget()
         parts: list[str] = []
         turn = {"System": "", "Prompt": "", "Response": ""}
 
@@ -277,10 +286,11 @@ def make_prompt(
     tools: Sequence[Mapping[str, Any]] = (),
     *,
     think: Think = None,
+    steps: int = MOST_STEPS,
 ) -> Prompt:
     """The prompt of a whole conversation. TemplateError as `render`."""
     tagged, images = with_images(messages)
-    return Prompt(template.render(tagged, tools, think=think), images)
+    return Prompt(template.render(tagged, tools, think=think, steps=steps), images)
 
 
 async def fit_prompt(
@@ -303,7 +313,8 @@ async def fit_prompt(
     async def fits(start: int) -> bool:
         kept = _kept(messages, start)
         images = sum(len(message.images) for message in messages[start:])
-        text = template.render(kept, tools, think=think)
+        # Long ones, by their nature.
+        text = await asyncio.to_thread(template.render, kept, tools, think=think)
         return await count(text) + images * IMAGE_TOKENS <= budget_tokens
 
     low, high = 0, len(starts) - 1
@@ -318,7 +329,7 @@ async def fit_prompt(
                 low = middle + 1
     start = starts[min(low, len(starts) - 1)]
     kept = _kept(messages, start)
-    prompt = make_prompt(template, kept, tools, think=think)
+    prompt = await asyncio.to_thread(make_prompt, template, kept, tools, think=think)
     return Prompt(prompt.text, prompt.images, len(messages) - len(kept))
 
 

@@ -66,11 +66,13 @@ class PullSources:
         """
         if text.startswith("hf://"):
             return self._of_source(parse_source(text))
-        if known is not None:
-            return Wanted(self._of_known(known))
         name = parse_name(text)
-        if name is not None and name.host.lower() in HUB_HOSTS:
-            return self._of_hub(name, client)
+        of_hub = name if name and name.host.lower() in HUB_HOSTS else None
+        if known is not None:
+            # Who pulls from the Hub sees the model, also where the store had it already.
+            return Wanted(self._of_known(known), of_hub.display if of_hub else None)
+        if of_hub is not None:
+            return self._of_hub(of_hub, client)
         planned = self._planned(text)
         if planned is not None:
             return Wanted(planned)

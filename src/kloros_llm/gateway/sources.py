@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -10,11 +11,13 @@ from .api_tools import Message
 from .conversation import Conversation
 from .errors import ApiError
 from .go_template import TemplateError
-from .prompt import Prompt, Template, fit_prompt, make_prompt, parse
+from .prompt import MOST_STEPS, Prompt, Template, fit_prompt, make_prompt, parse
 from .thinking import ThinkingParser
 from .tool_calls import ToolParser
 
 THINK_TAGS = ("<think>", "</think>")
+# Some tens of milliseconds; a conversation of a hundred messages takes a tenth of it.
+_AT_ONCE_STEPS = 20_000
 
 
 class Tokenize(Protocol):
@@ -26,7 +29,7 @@ class Tokenize(Protocol):
 class Source(Protocol):
     """One prompt's source."""
 
-    def prompt(self) -> Prompt:
+    async def prompt(self) -> Prompt:
         """All of it."""
 
     async def fitted(self, limit: int, tokenize: Tokenize) -> Prompt:
@@ -49,7 +52,7 @@ class TextSource:
         self._prompt = Prompt(text, tuple(images))
         self._thinks = thinks
 
-    def prompt(self) -> Prompt:
+    async def prompt(self) -> Prompt:
         """The text."""
         return self._prompt
 
@@ -99,29 +102,41 @@ class TemplateSource:
         self._suffix = suffix
         self._before = before
 
-    def prompt(self) -> Prompt:
+    async def prompt(self) -> Prompt:
         """The whole conversation. Raises ApiError where the template cannot be rendered."""
-        conversation = self._conversation
         try:
-            if self._suffix:
-                text = self._template.render(
-                    prompt=self._before_suffix, suffix=self._suffix, think=conversation.think
-                )
-                return Prompt(self._before + text, ())
-            made = make_prompt(
-                self._template,
-                conversation.messages,
-                conversation.tools,
-                think=conversation.think,
-            )
+            return self._made(_AT_ONCE_STEPS)
+        except TemplateError:
+            # It may only be long. In a thread it has all the steps there are, and holds up nobody.
+            pass
+        try:
+            return await asyncio.to_thread(self._made, MOST_STEPS)
         except TemplateError as error:
             raise ApiError(500, str(error)) from error
+
+    def _made(self, steps: int) -> Prompt:
+        conversation = self._conversation
+        if self._suffix:
+            text = self._template.render(
+                prompt=self._before_suffix,
+                suffix=self._suffix,
+                think=conversation.think,
+                steps=steps,
+            )
+            return Prompt(self._before + text, ())
+        made = make_prompt(
+            self._template,
+            conversation.messages,
+            conversation.tools,
+            think=conversation.think,
+            steps=steps,
+        )
         return replace(made, text=self._before + made.text) if self._before else made
 
     async def fitted(self, limit: int, tokenize: Tokenize) -> Prompt:
         """Without the oldest messages."""
         if self._suffix or self._asked:
-            return self.prompt()
+            return await self.prompt()
 
         async def count(text: str) -> int:
             return len(await tokenize(text))

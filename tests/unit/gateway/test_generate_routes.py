@@ -92,9 +92,9 @@ def test_an_answer_that_breaks_off_ends_in_an_error(tmp_path: Path, kind: Any, m
     assert last == _BROKEN
 
 
-def test_a_whole_answer_that_breaks_off_is_an_error(tmp_path: Path) -> None:
+def test_a_whole_answer_that_breaks_off_twice_is_an_error(tmp_path: Path) -> None:
     engine = StandInEngine()
-    engine.faults.append(Fault("cut", after=3))
+    engine.faults.extend([Fault("cut", after=3)] * 2)
     answer, _ = Lab(tmp_path, engine).post(
         "/api/generate", {"model": "templated", "prompt": "x", "stream": False}
     )

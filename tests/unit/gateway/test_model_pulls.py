@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_a_pull_is_told_as_ollama_tells_it(house: House, hub: StandInHub) -> Non
 
     house.run(use)
     assert not list(house.models_dir.glob("tiny*"))
+
+
+def test_what_the_store_had_before_is_seen_by_who_pulls_it(house: House) -> None:
+    name = f"hf.co/{REPOSITORY}:Q8_0"
+
+    async def pulled(client: Client) -> None:
+        assert name not in await client.names()
+        answer = await pull(client, name)
+        assert answer.lines[-1] == {"status": "success"}, answer.body
+        assert name in await client.names()
+
+    house.run(pulled)
+    shutil.rmtree(house.config.state_dir)
+    house.run(pulled)
 
 
 @pytest.mark.parametrize(
