@@ -58,11 +58,13 @@ unit: needs $(VENV)/.installed ## the core, the modules, the filters, modelctl, 
 # Of llama.cpp it needs a build: LLAMA_BIN=/opt/llama.cpp/current/bin, else one is made (ten minutes on two cores).
 .PHONY: bench
 bench: export PYTHONPATH := $(CURDIR)/collections
-bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; the memory plan against llama.cpp
+bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; memory plan and gateway against llama.cpp
 	@testbed/install_needs.sh aria2 curl cmake ninja-build
+	$(BIN)/python -m testbed.fetch_inputs
 	$(BIN)/python -m tests.bench.download
 	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
-		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params"
+		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params" && \
+		$(BIN)/python -m tests.bench.gateway --server "$$bin/llama-server"
 
 # Needs a build of llama.cpp as `bench` does; the small model comes with the testbed's inputs.
 .PHONY: wire

@@ -168,13 +168,10 @@ class StandInEngine:
         if path == "/health":
             return self._health()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        if path == "/v1/audio/transcriptions":
-            text = "The current model does not support audio input."
-            return _error(501, text, "not_supported_error")
         try:
             body = json.loads(raw) if raw else None
         except ValueError:
-            return _error(500, "[json.exception.parse_error.101] parse error", "server_error")
+            return _no_json(path)
         self.asked.append(Asked(request.method, path, headers, body))
         if self.loading:
             return self._health()
@@ -566,6 +563,13 @@ def _event(content: dict[str, Any]) -> bytes:
 def _error(status: int, message: str, kind: str, **more: int) -> web.Response:
     error = {"code": status, "message": message, "type": kind, **more}
     return web.json_response({"error": error}, status=status)
+
+
+def _no_json(path: str) -> web.Response:
+    if path == "/v1/audio/transcriptions":
+        text = "The current model does not support audio input."
+        return _error(501, text, "not_supported_error")
+    return _error(500, "[json.exception.parse_error.101] parse error", "server_error")
 
 
 def _chatml(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -27,8 +27,14 @@ class Route:
     ends: Callable[[str], bool]
     error_of: Callable[[str], str]
 
-    def ask(self, port: int, *, stream: bool = True, **more: Any) -> requests.Response:
+    def ask(
+        self, port: int, *, stream: bool = True, tokens: int | None = None, **more: Any
+    ) -> requests.Response:
+        """`tokens`: how long the answer may be."""
         asked = {**self.body, "stream": stream, **more}
+        if tokens is not None:
+            limit = {"max_tokens": tokens}
+            asked |= limit if self.path.startswith("/v1/") else {"options": {"num_predict": tokens}}
         url = f"http://127.0.0.1:{port}{self.path}"
         return requests.post(url, json=asked, stream=stream, timeout=TIMEOUT_S)
 
@@ -83,11 +89,14 @@ def await_condition(condition: Callable[[], bool]) -> None:
 
 class SteadyLoad:
     """Requests at a rate, whatever becomes of those before; by turns one of all routes, as a
-    stream and not. With `slots` no more are under way at a time.
+    stream and not. With `slots` no more are under way at a time. `tokens` is an answer's length.
     """
 
-    def __init__(self, port: int, per_second: float, slots: int = 1000) -> None:
+    def __init__(
+        self, port: int, per_second: float, slots: int = 1000, tokens: int | None = None
+    ) -> None:
         self._port = port
+        self._tokens = tokens
         self._pause_s = 1 / per_second
         self._stop = threading.Event()
         self._slots = threading.Semaphore(slots)
@@ -120,7 +129,7 @@ class SteadyLoad:
             self._slots.release()
 
     def _ask(self, name: str, route: Route, *, stream: bool) -> None:
-        answer = route.ask(self._port, stream=stream)
+        answer = route.ask(self._port, stream=stream, tokens=self._tokens)
         lines = list(lines_of(answer)) if stream else [answer.text]
         if answer.status_code != 200 or not lines:
             self.failures.append(f"{name}, stream {stream}: {answer.status_code} {lines}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from tests.unit.gateway.gateway_process import free_ports
 
 _STAND_IN = Path(__file__).resolve().parents[1] / "stand_in_engine.py"
 _WAIT_S = 120.0
+_END_S = 5.0
 
 
 class EngineProcess:
@@ -59,11 +61,15 @@ class EngineProcess:
             process.wait()
 
     def end(self) -> None:
-        """As by systemd."""
-        process, self._process = self._process, None
+        """As by systemd: killed where it does not end by itself. llama-server may wait for ever
+        for the answers that it was giving.
+        """
+        process = self._process
         if process is not None:
             process.terminate()
-            process.wait(_WAIT_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            self.kill()
 
     def await_ready(self) -> None:
         """Until it has loaded its model."""

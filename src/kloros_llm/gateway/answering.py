@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from .access_log import RECORD
 from .attempts import SERVER_BUSY
+from .chunk_writer import ChunkWriter
 from .engine_answers import INVALID_ANSWER
 from .engine_errors import (
     EngineError,
@@ -115,13 +116,9 @@ async def _stream(
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": answer.stream_type})
     await response.prepare(request)
-    write = response.write
-    item: Piece | Ending | None = first
+    write = ChunkWriter(request, response).write
     try:
-        while isinstance(item, Piece):
-            if text := answer.piece(item):
-                await write(text.encode())
-            item = await anext(pieces, None)
+        ending = await _send(pieces, first, answer, write)
     except ApiError as error:
         await write(answer.failed(error.text).encode())
     except EngineError as error:
@@ -129,14 +126,33 @@ async def _stream(
     except (EngineGoneError, EngineLoadingError):
         await write(answer.failed(BROKEN_OFF).encode())
     else:
-        if item is None:  # closed without an ending: not an answer
+        if ending is None:  # closed without an ending: not an answer
             await write(answer.failed(BROKEN_OFF).encode())
         else:
-            _count(request, item)
-            totals = await running.totals(item)
+            _count(request, ending)
+            totals = await running.totals(ending)
             await write(answer.last(totals).encode())
     await response.write_eof()
     return response
+
+
+async def _send(
+    pieces: AsyncGenerator[Piece | Ending],
+    first: Piece | Ending,
+    answer: Answer,
+    write: Callable[[bytes], Awaitable[None]],
+) -> Ending | None:
+    """Writes the parts. Returns the Ending, if there is one."""
+    if isinstance(first, Ending):
+        return first
+    if text := answer.piece(first):
+        await write(text.encode())
+    async for item in pieces:
+        if isinstance(item, Ending):
+            return item
+        if text := answer.piece(item):
+            await write(text.encode())
+    return None
 
 
 async def _whole(request: web.Request, running: Running, answer: Answer) -> web.Response:

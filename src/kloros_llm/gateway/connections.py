@@ -314,9 +314,9 @@ class Connection(web.RequestHandler):
             if any(unread):
                 return
             if self.ssl_context is None:
-                # asyncio closes in its next turn; a client that looks now must see the end.
-                with contextlib.suppress(OSError):
-                    connected.shutdown(socket.SHUT_WR)
+                # The loop closes in its next turn; a client that looks now must see the end.
+                with contextlib.suppress(OSError), connected.dup() as own:
+                    own.shutdown(socket.SHUT_WR)
         self.force_close()
 
 
@@ -360,13 +360,14 @@ class ListenerServer:
         """Close this process's listening sockets; those that systemd holds stay open there."""
         self.draining = True
         loop = asyncio.get_running_loop()
-        for server in self._servers:
-            for listening in server.sockets:
-                loop.remove_reader(listening.fileno())
-        # A connection that was accepted in this turn attaches itself to the server in the next;
-        # a closed server would drop it.
-        for _ in range(3):
-            await asyncio.sleep(0)
+        # With asyncio's own loop a connection that was accepted in this turn attaches itself to
+        # the server in the next; a closed server would drop it. uvloop does both at once.
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            for server in self._servers:
+                for listening in server.sockets:
+                    loop.remove_reader(listening.fileno())
+            for _ in range(3):
+                await asyncio.sleep(0)
         for server in self._servers:
             server.close()
         self._servers.clear()

@@ -23,6 +23,7 @@ from .engine_errors import (
     EngineRefusedError,
     EngineStalledError,
 )
+from .http_stream import HttpConnectError, HttpStream, NotHttpError, open_stream
 from .pieces import Ending, Piece
 from .sse import EventParser, EventTooLargeError
 
@@ -37,6 +38,8 @@ _LAST_FIELDS = ["content", "tokens", "stop", "stop_type", "timings"]
 # llama-server closes a connection after a stream, though it promises to keep it: the next request
 # there would be lost.
 _ONCE = {"Connection": "close"}
+
+_NO_CONNECTION = (HttpConnectError, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 _NOT_PASSED = frozenset(
     {
@@ -125,13 +128,16 @@ class Engine:
     async def _stream(
         self, path: str, body: Mapping[str, Any], answer: Answer
     ) -> AsyncGenerator[Piece | Ending]:
-        response = await self._post(path, body, _ONCE)
         parser = EventParser()
         began = False
+        stream: HttpStream | None = None
         try:
-            if response.content_type != "text/event-stream":
-                raise invalid_answer(f"is {response.content_type}, not a stream of events")
-            read = response.content.readany
+            stream = await self._open_stream(path, body)
+            if stream.status != 200:
+                raise failure(stream.status, await _error_text(stream))
+            if stream.content_type != "text/event-stream":
+                raise invalid_answer(f"is {stream.content_type}, not a stream of events")
+            read = stream.read
             while answer.ending is None and (chunk := await read()):
                 for data in parser.feed(chunk):
                     for piece in answer.read(data):
@@ -139,14 +145,25 @@ class Engine:
                         yield piece
         except EventTooLargeError:
             raise invalid_answer("holds an event without end") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (HttpConnectError, NotHttpError, OSError) as error:
             _raise_gone(error, began=began)
         finally:
             # Closes the connection: llama-server stops generating, where it still does.
-            response.close()
+            if stream is not None:
+                stream.close()
         if answer.ending is None:
             raise EngineGoneError("the answer ended without its last object", began=began)
         yield answer.ending
+
+    async def _open_stream(self, path: str, body: Mapping[str, Any]) -> HttpStream:
+        limits = self._session.timeout
+        return await open_stream(
+            self._url(path),
+            self._json_headers,
+            self._encoded(body),
+            connect_s=limits.sock_connect,
+            stall_s=limits.sock_read,
+        )
 
     async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; `special`: with the tokens that the model begins a prompt with."""
@@ -250,27 +267,18 @@ class Engine:
         return url.with_query(query) if query else url
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return await self._object(await self._post(path, body))
+        return await self._object(await self._send("POST", self._url(path), self._encoded(body)))
 
-    async def _post(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
-    ) -> aiohttp.ClientResponse:
+    def _encoded(self, body: Mapping[str, Any]) -> bytes:
         if self.model is not None:
             body = {**body, "model": self.model}
-        data = json.dumps(body, separators=(",", ":")).encode()
-        return await self._send("POST", self._url(path), data, headers)
+        return json.dumps(body, separators=(",", ":")).encode()
 
     async def _send(
-        self,
-        method: str,
-        url: URL,
-        data: bytes | None = None,
-        more: Mapping[str, str] | None = None,
+        self, method: str, url: URL, data: bytes | None = None
     ) -> aiohttp.ClientResponse:
         """The answer's beginning. Raises what another status than 200 stands for."""
         headers = self._json_headers if data is not None else self._headers
-        if more:
-            headers = {**headers, **more}
         response = await self._request(method, url, headers, data)
         if response.status != 200:
             raise await _failure(response)
@@ -322,12 +330,19 @@ async def _failure(response: aiohttp.ClientResponse) -> Exception:
     return failure(response.status, raw)
 
 
+async def _error_text(stream: HttpStream) -> bytes:
+    raw = b""
+    while len(raw) < _ERROR_BYTES and (chunk := await stream.read()):
+        raw += chunk
+    return raw
+
+
 def _raise_gone(error: Exception, *, began: bool, reused: bool = False) -> NoReturn:
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+    if isinstance(error, _NO_CONNECTION):
         raise EngineRefusedError(_said(error)) from error
     if isinstance(error, (aiohttp.SocketTimeoutError, TimeoutError)):
         raise EngineStalledError("it sent nothing for too long", began=began) from error
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, (aiohttp.ClientResponseError, NotHttpError)):
         raise invalid_answer("is no HTTP") from error
     raise EngineGoneError(_said(error), began=began, reused=reused) from error
 

@@ -18,6 +18,9 @@ INVALID_ANSWER = "invalid_answer"
 _REASONS = {"limit": "length", "length": "length"}
 _DONE = b"[DONE]"
 _decode = json.JSONDecoder().raw_decode
+# What is around a token's text in its event of a chat; what follows tells nothing of the token.
+_BEFORE_TEXT = '{"choices":[{"finish_reason":null,"index":0,"delta":{"content":'
+_AFTER_TEXT = '}}],"created":'
 
 
 class Answer(Protocol):
@@ -65,6 +68,8 @@ class ChatAnswer:
     def read(self, data: bytes) -> Sequence[Piece]:
         if data == _DONE:
             return ()
+        if text := _text_alone(data):
+            return (Piece(text),)
         event = _event(data)
         try:
             pieces: list[Piece] = []
@@ -181,6 +186,20 @@ def _event(data: bytes) -> dict[str, Any]:
     if "error" in event:
         raise _told_error(event["error"], data)
     return event
+
+
+def _text_alone(data: bytes) -> str | None:
+    """Of an event that brings a token's text and nothing else: it is not decoded as a whole,
+    which took a tenth of the gateway's CPU. None for any other.
+    """
+    try:
+        event = data.decode()
+        if not (event.startswith(_BEFORE_TEXT) and event.endswith("}")):
+            return None
+        text, end = _decode(event, len(_BEFORE_TEXT))
+    except ValueError:
+        return None
+    return text if isinstance(text, str) and event.startswith(_AFTER_TEXT, end) else None
 
 
 def _told_error(said: Any, data: bytes) -> EngineError:

@@ -38,16 +38,15 @@ def compact(value: Any) -> str:
 class _Second:
     """The last second's text, since a stream asks for it with every token."""
 
-    at: int = -1
+    digits: str = ""
     text: str = ""
 
 
 def timestamp() -> str:
     """Now, in UTC, as Go's RFC3339Nano: without the zeros at the end."""
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    if seconds != _Second.at:
-        _Second.text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        _Second.at = seconds
-    if not nanoseconds:
-        return f"{_Second.text}Z"
-    return f"{_Second.text}.{nanoseconds:09d}".rstrip("0") + "Z"
+    nanoseconds = str(time.time_ns())
+    seconds, fraction = nanoseconds[:-9], nanoseconds[-9:].rstrip("0")
+    if seconds != _Second.digits:
+        _Second.text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(seconds)))
+        _Second.digits = seconds
+    return f"{_Second.text}.{fraction}Z" if fraction else f"{_Second.text}Z"

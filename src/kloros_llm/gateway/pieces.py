@@ -16,9 +16,10 @@ class ToolCall:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: it is made for every token, and that would take three times as long.
+@dataclass(slots=True)
 class Piece:
-    """What came at once: usually one token's text.
+    """What came at once: usually one token's text. Nobody changes it.
 
     `tokens` are the ids of the text where they were asked for; `logprobs` Ollama's objects.
     """

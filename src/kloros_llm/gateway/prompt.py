@@ -157,9 +157,18 @@ class Template:
         return "".join(parts)
 
 
-@lru_cache(maxsize=64)
+# Several times the longest of Ollama's library. As a tree it takes a hundred times as much.
+_MOST_CHARACTERS = 32 << 10
+
+
+@lru_cache(maxsize=32)
 def parse(source: str) -> Template:
     """The template of `source`. TemplateError: it cannot be read."""
+    if len(source) > _MOST_CHARACTERS:
+        raise TemplateError(
+            f"template: :1: longer than {_MOST_CHARACTERS} characters, which no template of a "
+            "model needs"
+        )
     tree = parse_tree(source)
     names: set[str] = set()
     for block in (tree.root, *tree.defined.values()):

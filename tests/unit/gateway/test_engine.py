@@ -123,6 +123,39 @@ def test_a_call_that_the_limit_cut_is_dropped_and_a_broken_one_is_an_error() -> 
         read("tool_calls")
 
 
+@pytest.mark.parametrize(
+    "text", ["a", "", '\\"}}],"created":', "\U0001f30a\n\x00", "\ud800", "blå"]
+)
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize(
+    "more", [{}, {"reasoning_content": "so"}, {"tool_calls": [{"index": 0, "id": "x"}]}]
+)
+def test_a_tokens_text_is_the_same_in_every_form_of_its_event(
+    text: str, ascii_only: bool, in_order: bool, more: dict[str, Any]
+) -> None:
+    if text == "\ud800" and not ascii_only:
+        pytest.skip("has no UTF-8")
+    choice = {"finish_reason": None, "index": 0, "delta": {"content": text, **more}}
+    event = {"choices": [choice], "created": 1, "id": "x"}
+    if not in_order:
+        event = dict(reversed(event.items()))
+    raw = json.dumps(event, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    pieces = ChatAnswer().read(raw)
+    thinking = more.get("reasoning_content", "")
+    assert pieces == ([Piece(text, thinking)] if text or thinking else []) or pieces == (
+        Piece(text),
+    )
+
+
+@pytest.mark.parametrize("delta", [b'"\xff"}}],"created":1}', b'"a"}}],"created":1', b'"a'])
+def test_a_chat_event_that_is_cut_or_no_text(delta: bytes) -> None:
+    before = b'{"choices":[{"finish_reason":null,"index":0,"delta":{"content":'
+    with pytest.raises(EngineError) as caught:
+        ChatAnswer().read(before + delta)
+    assert caught.value.kind == INVALID_ANSWER
+
+
 def test_a_call_is_told_when_the_next_begins() -> None:
     answer = ChatAnswer()
 
@@ -207,7 +240,7 @@ def test_a_connection_that_is_closed_on_reuse_says_so() -> None:
     async def use(engine: Engine) -> None:
         await engine.tokenize("x")
         with pytest.raises(EngineGoneError) as caught:
-            await everything(engine.completion(PROMPT))
+            await engine.tokenize("x")
         assert caught.value.reused
         assert not caught.value.began
 
