@@ -2,7 +2,9 @@
 """`make demo`: a throw-away host, taken to llama.cpp by the real playbook, and asked a question.
 
 Ports on the machine: KLOROS_DEMO_LIVE_PORT (8080), KLOROS_DEMO_CODE_PORT (8081) and
-KLOROS_DEMO_SSH_PORT (2222), on loopback alone. KLOROS_DEMO_HOST names the container (kloros-demo).
+KLOROS_DEMO_SSH_PORT (2222), on loopback alone. The stand-in Hub has KLOROS_DEMO_HUB_PORT (8097) of
+the container's network while the playbook runs: the same one each time, because the plan names it.
+KLOROS_DEMO_HOST names the container (kloros-demo).
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def up() -> int:
         ),
     )
     gateway = container_host.network_field(machine, HOST, "Gateway")
-    with StandInHub(hub_root, bind=gateway) as hub:
+    hub_port = port("KLOROS_DEMO_HUB_PORT", 8097)
+    with StandInHub(hub_root, bind=gateway, port=hub_port) as hub:
         done = subprocess.run(
             [
                 str(Path(sys.executable).parent / "ansible-playbook"),
