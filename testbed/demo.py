@@ -3,7 +3,8 @@
 
 Ports on the machine: KLOROS_DEMO_OLLAMA_PORT (11434), KLOROS_DEMO_LIVE_PORT (8080),
 KLOROS_DEMO_CODE_PORT (8081) and KLOROS_DEMO_SSH_PORT (2222), on loopback alone. The stand-in Hub
-has KLOROS_DEMO_HUB_PORT (8096) of the container's network while the playbook runs.
+has KLOROS_DEMO_HUB_PORT (8097) of the container's network while the playbook runs: the same one
+each time, because the plan names it.
 KLOROS_DEMO_HOST names the container (kloros-demo).
 """
 
@@ -73,7 +74,7 @@ def up() -> int:
         ),
     )
     gateway = container_host.network_field(machine, HOST, "Gateway")
-    hub_port = port("KLOROS_DEMO_HUB_PORT", 8096)
+    hub_port = port("KLOROS_DEMO_HUB_PORT", 8097)
     with StandInHub(hub_root, bind=gateway, port=hub_port) as hub:
         done = subprocess.run(
             [
