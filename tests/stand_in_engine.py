@@ -66,7 +66,8 @@ class StandInEngine:
     An answer is `answer_tokens` long, made of `pieces` over and over, cut by n_predict or
     max_tokens; chat answers begin with `thinking` and end with `tool_calls` (name, arguments as
     JSON text). `faults` are met by the next requests in turn, probes excepted. `interval_s` is
-    the time from one token to the next, `first_s` that from the headers to the first one.
+    the time from one token to the next, `first_s` that from the headers to the first one. While
+    `silent`, it takes connections and answers nothing, not even probes.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class StandInEngine:
         self.thinking: tuple[str, ...] = ()
         self.tool_calls: tuple[tuple[str, str], ...] = ()
         self.loading = False
+        self.silent = False
         self.hangs_up_on_reuse = False
         self.pings = False
         self.fails_to_load = False
@@ -165,6 +167,8 @@ class StandInEngine:
         self.connections += not reused
         raw = await request.read()
         path = "/" + request.match_info["path"]
+        if self.silent:
+            await self._until_left()
         if path == "/health":
             return self._health()
         headers = {name.lower(): value for name, value in request.headers.items()}

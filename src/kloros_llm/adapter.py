@@ -77,6 +77,9 @@ class LlamaAdapter(ReasoningBackend):
     def _wanted(self, asked: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Generation:
         said = dict(kwargs)
         said.pop("timeout", None)
+        for name in ("images", "raw", "suffix"):
+            if "messages" in asked and said.get(name):
+                raise LlmUsageError(f"{name} is for generate(); a conversation has its messages")
         raw = bool(said.pop("raw", False))
         system = said.pop("system", None)
         if raw and system:

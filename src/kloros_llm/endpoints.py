@@ -27,6 +27,8 @@ from .modelctl.host_plan import HostPlan, Instance, read_plan
 from .wire import normal_url
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
+REMOTE: Final = "remote"
+"""The mode of an engine elsewhere, which is asked only where that is wished."""
 
 
 class LLMMode(StrEnum):
@@ -57,6 +59,11 @@ class LLMService:
         return urlsplit(self.url).port
 
     @property
+    def is_remote(self) -> bool:
+        """Whether it serves the mode "remote"."""
+        return REMOTE in self.modes
+
+    @property
     def description(self) -> str:
         """For people."""
         modes = ", ".join(self.modes) or "any mode"
@@ -64,8 +71,15 @@ class LLMService:
 
 
 def ollama_url() -> str:
-    """Where Ollama is, or the gateway in its place."""
-    return normal_url(os.environ.get("OLLAMA_HOST", "").strip() or OLLAMA_URL)
+    """Where Ollama is, or the gateway in its place, by OLLAMA_HOST as Ollama takes it."""
+    given = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
+    if not given or "://" in given:
+        return normal_url(given or OLLAMA_URL)
+    place, slash, path = given.partition("/")
+    if place.count(":") > 1 and not place.startswith("["):
+        place = f"[{place}]"
+    host, _, port = place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
+    return normal_url(f"http://{host or '127.0.0.1'}:{port or 11434}{slash}{path}")
 
 
 def host_services(plan: str | Path | None = None) -> tuple[LLMService, ...]:
@@ -74,8 +88,8 @@ def host_services(plan: str | Path | None = None) -> tuple[LLMService, ...]:
 
 
 def services_or_ollama(plan: str | Path | None = None) -> tuple[LLMService, ...]:
-    """The same; Ollama's address where there are none."""
-    return host_services(plan) or (ollama_service(),)
+    """The same; on a host without a plan, Ollama for the modes that the environment leaves."""
+    return (*_environment_services(), *(_planned_services(plan) or (ollama_service(),)))
 
 
 def ollama_service(model: str | None = None) -> LLMService:
@@ -90,19 +104,34 @@ def candidates(services: Sequence[LLMService], mode: str) -> tuple[LLMService, .
 
     Raises LlmConfigurationError for a mode that nobody knows.
     """
-    known = {*LLMMode, *(one for service in services for one in service.modes)}
+    known = {*LLMMode, REMOTE, *(one for service in services for one in service.modes)}
     known |= {service.name for service in services}
     if mode not in known:
         raise LlmConfigurationError(f"no mode is called {mode!r}; there are: {_listed(known)}")
-    chatting = [service for service in services if not (service.embeddings or service.rerank)]
-    if not chatting:
+    found = _who_answers(services, mode)
+    if not found:
         raise LlmConfigurationError(f"no engine is known that answers in mode {mode!r}")
-    return tuple(sorted(chatting, key=lambda service: _distance(service, mode)))
+    return tuple(found)
+
+
+def mode_model(services: Sequence[LLMService], mode: str) -> str | None:
+    """The model of a mode, for an engine that has several: that of the best who names one."""
+    return next((one.model for one in _who_answers(services, mode) if one.model), None)
 
 
 def get_llm_url(mode: str = LLMMode.LIVE, plan: str | Path | None = None) -> str:
     """Where to ask in a mode. Nobody is asked whether it answers. Raises LlmConfigurationError."""
     return candidates(services_or_ollama(plan), mode)[0].url
+
+
+def _who_answers(services: Sequence[LLMService], mode: str) -> list[LLMService]:
+    found = [
+        service
+        for service in services
+        if not (service.embeddings or service.rerank)
+        and (service.is_remote if mode == REMOTE else service.modes != (REMOTE,))
+    ]
+    return sorted(found, key=lambda service: _distance(service, mode))
 
 
 def _distance(service: LLMService, mode: str) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from .endpoints import (
     LLMService,
     candidates,
     host_services,
+    mode_model,
     ollama_service,
     services_or_ollama,
 )
@@ -26,16 +28,19 @@ from .errors import (
     LlmError,
     LlmHttpError,
     LlmInterruptedError,
+    LlmLoadingError,
     LlmModelNotFoundError,
+    LlmProtocolError,
     LlmTimeoutError,
     LlmUsageError,
 )
+from .gateway.pieces import Ending, Piece
 from .health import Health, engine_health
 from .reasoning_backend import ReasoningBackend
 from .reranking import Ranked
 from .text_stream import Events, Start, TextStream
 from .timeouts import Clock, Timeouts
-from .wire import Cancel
+from .wire import Cancel, normal_url
 
 T = TypeVar("T")
 Backend = Literal["auto", "llama", "ollama"]
@@ -50,9 +55,13 @@ class LLMRouter(ReasoningBackend):
 
     `backend` "llama" knows the environment's and the plan's (endpoints.py), "ollama" Ollama
     alone, "auto" the former and Ollama (or the gateway) last. `services` are taken instead of
-    them: LLMService, or a URL a mode. Every call of ReasoningBackend takes `mode`, else `mode` of
-    the router holds. An engine that is down, busy or loads is passed over before the first piece,
-    and asked last for `retry_after_s`. `verify` is that of `requests`, for https.
+    them: LLMService, or a URL a mode. `verify` is that of `requests`, for https.
+
+    Every call of ReasoningBackend takes as keywords `mode`, else `mode` of the router holds;
+    `prefer_remote`: those of mode "remote" first, who are not asked otherwise; `on_answer`,
+    called with the LLMService whose answer begins. An engine that is down, busy or loads is
+    passed over before the first piece, and asked last for `retry_after_s`; one that loads is
+    waited for where no other answers.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class LLMRouter(ReasoningBackend):
         self._verify = verify
         self._retry_after_s = retry_after_s
         self._down_until: dict[str, float] = {}
+        self._adapters: dict[tuple[LLMService, str | None], LlamaAdapter] = {}
         self._lock = threading.Lock()
         candidates(self.services, mode)
 
@@ -97,58 +107,87 @@ class LLMRouter(ReasoningBackend):
         """That engine alone, without a fall-back."""
         return self._adapter(self.get_service(mode), mode)
 
-    def _in_order(self, mode: str | None) -> list[LLMService]:
+    def _in_order(self, mode: str | None, prefer_remote: bool = False) -> list[LLMService]:
         now = time.monotonic()
         with self._lock:
             down = {url for url, until in self._down_until.items() if until > now}
+        remote = [one for one in self.services if one.is_remote] if prefer_remote else []
         found = candidates(self.services, mode or self.mode)
+        found = (*remote, *(service for service in found if service not in remote))
         return sorted(found, key=lambda service: service.url in down)
 
     def _adapter(self, service: LLMService, mode: str | None) -> LlamaAdapter:
         # Ollama has the models that the plan's instances serve under the same names.
-        model = (
-            self._model or service.model or candidates(self.services, mode or self.mode)[0].model
-        )
-        return LlamaAdapter(
-            service.url,
-            model,
-            api_key=service.api_key,
-            engine=service.engine,
-            retries=_RETRIES,
-            **self._settings,
-        )
+        model = self._model or service.model or mode_model(self.services, mode or self.mode)
+        with self._lock:
+            adapter = self._adapters.get((service, model))
+            if adapter is None:
+                # It is kept: which engine it is need not be found out again.
+                adapter = self._adapters[service, model] = LlamaAdapter(
+                    service.url,
+                    model,
+                    api_key=service.api_key,
+                    engine=service.engine,
+                    retries=_RETRIES,
+                    **self._settings,
+                )
+            return adapter
 
     def start(
         self, asked: Mapping[str, Any], kwargs: Mapping[str, Any], *, may_wait: bool = True
     ) -> Start:
         said = dict(kwargs)
         mode = said.pop("mode", None)
-        starts: list[tuple[LLMService, Callable[[bool], Start]]] = []
-        for service in self._in_order(mode):
-            adapter = self._adapter(service, mode)
-            adapter.start(asked, said)  # a wrong call is wrong at once, and for all
-            starts.append((service, _starter(adapter, asked, said)))
+        prefer_remote = bool(said.pop("prefer_remote", False))
+        on_answer = said.pop("on_answer", None)
+        in_order = [
+            (service, self._adapter(service, mode))
+            for service in self._in_order(mode, prefer_remote)
+        ]
+        # A wrong call is wrong at once, and for all.
+        starts = [
+            (service, adapter, adapter.start(asked, said, may_wait=False))
+            for service, adapter in in_order
+        ]
 
         def events(clock: Clock, cancel: Cancel) -> Events:
             failures: list[LlmError] = []
-            for place, (service, start) in enumerate(starts, 1):
-                is_last = place == len(starts)
-                began = False
-                try:
-                    for event in start(may_wait and is_last)(clock, cancel):
-                        began = True
-                        yield event
-                except LlmError as error:
-                    if began or not _is_the_engines(error):
-                        raise
-                    self._passes_over(service, error)
-                    failures.append(error)
-                else:
-                    self._is_up(service)
+            loading: list[tuple[LLMService, LlamaAdapter]] = []
+            for service, adapter, start in starts:
+                error = yield from self._attempt(service, start(clock, cancel), on_answer)
+                if error is None:
+                    return
+                failures.append(error)
+                if isinstance(error, LlmLoadingError):
+                    loading.append((service, adapter))
+            for service, adapter in loading[:1] if may_wait else ():
+                start = adapter.start(asked, said)
+                error = yield from self._attempt(service, start(clock, cancel), on_answer)
+                if error is None:
                     return
             raise _all_failed(failures)
 
         return events
+
+    def _attempt(
+        self, service: LLMService, events: Events, on_answer: Callable[[LLMService], object] | None
+    ) -> Generator[Piece | Ending, None, LlmError | None]:
+        """Its answer; the value is what another engine may do better at."""
+        began = False
+        try:
+            for event in events:
+                if not began:
+                    began = True
+                    self._is_up(service)
+                    if on_answer is not None:
+                        on_answer(service)
+                yield event
+        except LlmError as error:
+            if began or not _is_the_engines(error):
+                raise
+            self._passes_over(service, error)
+            return error
+        return None
 
     def embed(self, texts: str | Sequence[str], **kwargs: Any) -> list[list[float]]:
         """A vector for each text, by an instance for embeddings, else by Ollama's."""
@@ -221,7 +260,12 @@ class LLMRouter(ReasoningBackend):
                 "description": service.description,
                 "url": service.url,
             }
-        return {"local": local}
+        remote = next((service for service in self.services if service.is_remote), None)
+        known = {"enabled": remote is not None}
+        return {
+            "local": local,
+            "remote": known | ({"model": remote.model, "url": remote.url} if remote else {}),
+        }
 
     # KLoROS's way to ask
 
@@ -229,20 +273,24 @@ class LLMRouter(ReasoningBackend):
         self,
         prompt: str,
         mode: str | None = None,
-        prefer_remote: bool = False,
+        prefer_remote: bool = True,
         stream: bool = False,
         **kwargs: Any,
     ) -> tuple[bool, str | TextStream, str]:
-        """Whether it worked, the answer or what went wrong, and "local:<instance>" or "error".
+        """Whether it worked, the answer or what went wrong, and whose it is: "remote",
+        "local:<instance>" or "error".
 
-        A stream's errors come while it is read. `prefer_remote` has no effect: the engines of
-        this host are all that is known here.
+        With `prefer_remote`, the engines of mode "remote" are asked first, where there are any
+        (KLOROS_LLM_URL_REMOTE), without it never. Of a stream, whose it is means who is asked
+        first, and its errors come while it is read.
         """
-        source = f"local:{self.get_service(mode).name}"
-        if prefer_remote:
-            _log.debug("no remote engine is known; %s is asked", source)
+        answered: list[LLMService] = []
+        kwargs |= {"prefer_remote": prefer_remote, "on_answer": answered.append}
         ok, answer = self.query_local_llm(prompt, mode, stream, **kwargs)
-        return ok, answer, source if ok else "error"
+        if not ok:
+            return False, answer, "error"
+        first = answered or self._in_order(mode, prefer_remote)
+        return True, answer, "remote" if first[0].is_remote else f"local:{first[0].name}"
 
     def query_local_llm(
         self, prompt: str, mode: str | None = None, stream: bool = False, **kwargs: Any
@@ -252,12 +300,6 @@ class LLMRouter(ReasoningBackend):
             return True, self.generate(prompt, stream=stream, mode=mode, **kwargs)
         except LlmError as error:
             return False, str(error)
-
-
-def _starter(
-    adapter: LlamaAdapter, asked: Mapping[str, Any], said: Mapping[str, Any]
-) -> Callable[[bool], Start]:
-    return lambda may_wait: adapter.start(asked, said, may_wait=may_wait)
 
 
 def _services(
@@ -271,14 +313,14 @@ def _services(
         if not isinstance(given, Mapping):
             return tuple(given)
         return tuple(
-            one if isinstance(one, LLMService) else LLMService(mode, one, modes=(mode,))
+            one if isinstance(one, LLMService) else LLMService(mode, normal_url(one), modes=(mode,))
             for mode, one in given.items()
         )
     if backend == "ollama":
         return (ollama_service(),)
     if backend == "auto":
         found = services_or_ollama(plan)
-        last = ollama_service()
+        last = replace(ollama_service(), modes=())
         return found if any(one.url == last.url for one in found) else (*found, last)
     found = host_services(plan)
     if not found:
@@ -295,7 +337,7 @@ def _is_the_engines(error: LlmError) -> bool:
         return error.phase == "connect"
     if isinstance(error, LlmHttpError):
         return isinstance(error, LlmBusyError | LlmModelNotFoundError) or error.status >= 500
-    return isinstance(error, LlmConnectionError | LlmInterruptedError)
+    return isinstance(error, LlmConnectionError | LlmInterruptedError | LlmProtocolError)
 
 
 def _all_failed(failures: Sequence[LlmError]) -> LlmError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .adapter import LlamaAdapter
-from .endpoints import LLMMode, LLMService, candidates, host_services, ollama_service
+from .endpoints import LLMMode, LLMService, candidates, host_services, mode_model, ollama_service
 from .errors import LlmConfigurationError
 from .llm_router import LLMRouter
 from .reasoning_backend import ReasoningBackend
@@ -90,4 +90,4 @@ def _service(kind: str, mode: str, base_url: str | None, plan: str | Path | None
             )
         return candidates(services, mode)[0]
     # The gateway has the models that the plan's instances serve under the same names.
-    return ollama_service(candidates(services, mode)[0].model if services else None)
+    return ollama_service(mode_model(services, mode))

@@ -18,7 +18,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_CLOSERS: Final = "\"'”’»›)\\]}*_`」』）】》〉〕＂"  # noqa: RUF001
+# “ and « close in German; in other languages white space is before them.
+_CLOSERS: Final = "\"'”’“‘»›«‹)\\]}*_`」』）】》〉〕＂"  # noqa: RUF001
 # No space need follow these.
 _WIDE: Final = "。！？｡।؟۔"  # noqa: RUF001
 # Marks with what closes behind them, or a line's end.
@@ -28,17 +29,23 @@ _WORD_CHARS: Final = 24
 _NEXT: Final = re.compile(r"[^\S\n]*(\n|[^\W\d_]+|\S)")
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _ACRONYM: Final = re.compile(r"(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}")
+_ROMAN: Final = re.compile(r"[IVXLCDM]{2,}")
+# "im 19. Jahrhundert", "die 2. Auflage"
+_ORDINAL: Final = re.compile(
+    r"\b(?:der|die|das|dem|den|des|im|vom|zum|zur|beim|(?<!\bI )am|eine?[rnsm]?|jede[rnsm]?) \d+$",
+    re.IGNORECASE,
+)
 
 # Something follows these, always.
 _LEADING: Final = _words(
     "mr mrs ms dr prof st mt rev gen col sgt capt lt cmdr adm maj hon gov sen rep pres vs e.g i.e "
-    "cf viz ca approx hr fr dipl ing bzw z.b d.h u.a z.t s.o s.u vgl sog inkl sr sra dra mme "
-    "mlle"
+    "cf viz ca approx hr fr dipl ing bzw z.b d.h u.a z.t s.o s.u vgl sog inkl evtl ggf mio mrd "
+    "sr sra dra mme mlle"
 )
 # These may stand last as well: then a capital follows.
 _SHORT: Final = _words(
     "etc inc ltd corp co jr bros dept est min max sec hrs ft esp mon tue wed thu fri sat sun jan "
-    "feb mar apr jun jul aug sep sept oct nov dec usw ff zzgl a.m p.m"
+    "feb mar apr jun jul aug sep sept oct nov dec usw ff zzgl std jh a.m p.m"
 )
 # Short for something only before a number.
 _NUMBERED: Final = _words("no nos nr fig figs eq ch chap vol pp p art ver v bd kap abb")
@@ -112,6 +119,11 @@ class SentenceSplitter:
         following = _NEXT.match(text, end)
         if following is None or (following.end() == len(text) and not final):
             return True if final else None
+        if before.isdigit() and _ORDINAL.search(text, 0, match.start()):
+            return False
+        is_spaced = len(before) == len(following.group(1)) == 1
+        if is_spaced and text.startswith(".", following.end()):  # "z. B."
+            return False
         return stop is not False and _starts_sentence(following.group(1), before)
 
 
@@ -122,7 +134,9 @@ def _is_end(word: str, is_first: bool) -> bool | None:
         return False if is_first else None  # the number of a list's item
     if name in _LEADING or (len(word) == 1 and word.isupper() and word != "I"):
         return False
-    if name in _SHORT or name in _NUMBERED:
+    if name in _SHORT or name in _NUMBERED or (len(word) == 1 and word.isalpha()):
+        return None
+    if _ROMAN.fullmatch(word):
         return None
     if _ACRONYM.fullmatch(word):
         return False if word.isupper() else None

@@ -35,6 +35,7 @@ def timeouts_of(timeout: float | Timeouts, *, streaming: bool) -> Timeouts:
     if isinstance(timeout, Timeouts):
         return timeout
     return Timeouts(
+        connect_s=min(Timeouts.connect_s, timeout),
         first_piece_s=timeout,
         next_piece_s=timeout,
         whole_s=None if streaming else timeout,

@@ -177,6 +177,9 @@ class Wire:
         self._verify = verify
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
+            # Whoever sends it would say it in the error.
+            if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+                raise LlmUsageError(f"the API key for {self.base_url} is no text for a header")
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def ask(
@@ -218,13 +221,17 @@ _JSON: Final = {"Content-Type": "application/json"}
 
 
 def normal_url(text: str) -> str:
-    """`127.0.0.1:11434` or a whole URL, as OLLAMA_HOST has them. Raises LlmUsageError."""
+    """`127.0.0.1:11434` or a whole URL. Raises LlmUsageError."""
     url = text.strip()
     if "://" not in url:
         url = f"http://{url}"
+    if "@" in url.split("/")[2]:
+        raise LlmUsageError("a user and password in a URL would be shown: give api_key instead")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        host = (parts.hostname or "").encode("idna")
+        usable = parts.scheme in ("http", "https") and bool(host)
+        usable = usable and not (parts.query or parts.fragment)
         _ = parts.port
     except ValueError:
         usable = False
@@ -248,8 +255,6 @@ def _failure(error: Exception, url: str, clock: Clock, cancel: Cancel) -> Except
     if _is_timeout(error):
         expired = clock.expired()
         return LlmTimeoutError(f"{url}: {expired}", expired.phase)
-    if isinstance(error, requests.exceptions.InvalidHeader | UnicodeError):
-        return LlmUsageError(f"the API key for {url} is no text for a header")
     if isinstance(error, requests.exceptions.ContentDecodingError):
         return LlmProtocolError(f"{url}: {error}")
     return LlmConnectionError(f"{url}: {_reason(error)}")

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-import aiohttp
-
 from .attempts import FAILURES, SERVER_BUSY, Attempts, LoadClock, Target
 from .backend_numbers import BackendNumbers
 from .config import Config
@@ -22,9 +20,6 @@ __all__ = ["KEEP_ALIVE_NS", "SERVER_BUSY", "Backends", "LoadClock", "Loaded", "S
 
 KEEP_ALIVE_NS = 300_000_000_000
 """Ollama's default: a router's model stays so long after its last request."""
-
-# Not ClientConnectionResetError: it tells that the gateway's own client is gone.
-_BROKEN_OFF = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerConnectionError)
 
 T = TypeVar("T")
 
@@ -184,17 +179,15 @@ class Backends:
                 attempts.began(lease)
             except FAILURES as error:
                 attempts.failed(lease, error)
-            except _BROKEN_OFF as error:
-                attempts.failed(lease, EngineGoneError(str(error), began=False))
             finally:
                 if response is None:
                     attempts.leave(lease)
         try:
             yield response
             attempts.succeeded(lease)
-        except _BROKEN_OFF as error:
-            gone = EngineGoneError(str(error), began=True)
-            attempts.failed(lease, gone)
+        except EngineGoneError as error:
+            error.began = True
+            attempts.failed(lease, error)
         finally:
             response.close()
             attempts.leave(lease)

@@ -26,6 +26,9 @@ from .config import Limits
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
+# Of a header. It bounds one that comes behind a request at work, or behind a body in chunks, where
+# its bytes are not counted.
+_MOST_FIELDS = 1024
 # Longer than clients and proxies keep a pooled connection without using it.
 _IDLE_S = 600.0
 # A connection that is used steadily is told to close with its next answer. One is closed that was
@@ -105,7 +108,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=_IDLE_S,
             max_line_size=limits.header_bytes,
             max_field_size=limits.header_bytes,
-            max_headers=limits.header_bytes,
+            max_headers=_MOST_FIELDS,
             lingering_time=2.0,
             # Ollama decompresses nothing; a small body could become a large one.
             auto_decompress=False,

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import binascii
 import json
+import math
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -31,31 +33,12 @@ Health = Literal["ok", "loading"]
 
 _ERROR_BYTES = 1 << 20
 _PROBE_S = 2.0
+_JSON = "application/json"
 
 # What of the last object is needed: it else holds the whole prompt again.
 _LAST_FIELDS = ["content", "tokens", "stop", "stop_type", "timings"]
 
-# llama-server closes a connection after a stream, though it promises to keep it: the next request
-# there would be lost.
-_ONCE = {"Connection": "close"}
-
 _NO_CONNECTION = (HttpConnectError, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-_NOT_PASSED = frozenset(
-    {
-        "authorization",
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "x-api-key",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,49 @@ class Embeddings:
 
     vectors: list[list[float]]
     prompt_tokens: int
+
+
+class EngineAnswer:
+    """An answer to pass on, as it comes. Close it in the end, or in the middle."""
+
+    def __init__(self, stream: HttpStream) -> None:
+        self.content_type = stream.content_type
+        self._stream = stream
+
+    async def read(self) -> bytes:
+        """What came since; b"" at the end. Raises EngineGoneError."""
+        try:
+            return await self._stream.read()
+        except (NotHttpError, OSError) as error:
+            _raise_gone(error, began=False)
+
+    async def whole(self) -> bytes:
+        """All of it, closed. Raises EngineGoneError."""
+        parts = []
+        try:
+            while part := await self.read():
+                parts.append(part)
+        finally:
+            self.close()
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Closes the connection: llama-server stops generating, where it still does."""
+        self._stream.close()
+
+
+@dataclass
+class Pulse:
+    """Whether an instance answers its probes, as it does while it reads a long prompt or has
+    others in line. `silent_since` is of the event loop's clock; None: it does.
+    """
+
+    silent_since: float | None = -math.inf
+
+    def alive_at(self) -> float:
+        """When it last gave a sign of life."""
+        now = asyncio.get_running_loop().time()
+        return now if self.silent_since is None else self.silent_since
 
 
 @dataclass
@@ -94,20 +120,22 @@ class Engine:
         self.model = model
         self._session = session
         self._fresh = fresh
-        self._api_key = api_key
+        self._pulse = Pulse()
         self._base = instance.url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._json_headers = {**self._headers, "Content-Type": "application/json"}
+        self._json_headers = {**self._headers, "Content-Type": _JSON}
 
     def on_fresh_connection(self) -> Engine:
         """The same engine; each request opens a connection of its own."""
-        return Engine(
-            self.instance, self._fresh, self._fresh, api_key=self._api_key, model=self.model
-        )
+        engine = copy(self)
+        engine._session = self._fresh
+        return engine
 
     def for_model(self, model: str) -> Engine:
         """A router's engine for one of its models."""
-        return Engine(self.instance, self._session, self._fresh, api_key=self._api_key, model=model)
+        engine = copy(self)
+        engine.model = model
+        return engine
 
     def completion(self, body: Mapping[str, Any]) -> AsyncGenerator[Piece | Ending]:
         """POST /completion as a stream. The last item is the Ending.
@@ -130,11 +158,8 @@ class Engine:
     ) -> AsyncGenerator[Piece | Ending]:
         parser = EventParser()
         began = False
-        stream: HttpStream | None = None
+        stream = await self._open(path, self._encoded(body))
         try:
-            stream = await self._open_stream(path, body)
-            if stream.status != 200:
-                raise failure(stream.status, await _error_text(stream))
             if stream.content_type != "text/event-stream":
                 raise invalid_answer(f"is {stream.content_type}, not a stream of events")
             read = stream.read
@@ -145,25 +170,43 @@ class Engine:
                         yield piece
         except EventTooLargeError:
             raise invalid_answer("holds an event without end") from None
-        except (HttpConnectError, NotHttpError, OSError) as error:
+        except (NotHttpError, OSError) as error:
             _raise_gone(error, began=began)
         finally:
             # Closes the connection: llama-server stops generating, where it still does.
-            if stream is not None:
-                stream.close()
+            stream.close()
         if answer.ending is None:
             raise EngineGoneError("the answer ended without its last object", began=began)
         yield answer.ending
 
-    async def _open_stream(self, path: str, body: Mapping[str, Any]) -> HttpStream:
+    async def open(self, path: str, body: bytes, content_type: str = _JSON) -> EngineAnswer:
+        """POST, to pass its answer on. However long that takes to begin, the engine is only given
+        up where it is silent otherwise too.
+        """
+        return EngineAnswer(await self._open(path, body, content_type))
+
+    async def _open(self, path: str, body: bytes, content_type: str = _JSON) -> HttpStream:
+        """An answer on a connection of its own. Raises what another status than 200 stands for."""
         limits = self._session.timeout
-        return await open_stream(
-            self._url(path),
-            self._json_headers,
-            self._encoded(body),
-            connect_s=limits.sock_connect,
-            stall_s=limits.sock_read,
-        )
+        headers = {**self._headers, "Content-Type": content_type}
+        try:
+            stream = await open_stream(
+                self._url(path),
+                headers,
+                body,
+                connect_s=limits.sock_connect,
+                stall_s=limits.sock_read,
+                alive_at=self._pulse.alive_at,
+            )
+            if stream.status == 200:
+                return stream
+            try:
+                raw = await _error_text(stream)
+            finally:
+                stream.close()
+        except (HttpConnectError, NotHttpError, OSError) as error:
+            _raise_gone(error, began=False)
+        raise failure(stream.status, raw)
 
     async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; `special`: with the tokens that the model begins a prompt with."""
@@ -184,7 +227,8 @@ class Engine:
         """A vector for each text, or each list of token ids."""
         # As bytes: a tenth of the text of the numbers, and exactly the float32 that it has.
         body = {"input": list(inputs), "encoding_format": "base64"}
-        answer = await self._call("/v1/embeddings", body)
+        raw = await (await self.open("/v1/embeddings", self._encoded(body))).whole()
+        answer = _object(raw)
         try:
             return Embeddings(
                 vectors=[_vector(one["embedding"]) for one in answer["data"]],
@@ -201,13 +245,22 @@ class Engine:
     async def health(self) -> Health:
         """Whether it answers. Raises EngineStalledError where that takes longer than 2 s."""
         try:
-            async with asyncio.timeout(_PROBE_S):
-                await self._object(await self._send("GET", self._url("/health")))
+            await self._probed("/health")
         except EngineLoadingError:
             return "loading"
-        except TimeoutError:
-            raise EngineStalledError("no answer to /health", began=False) from None
         return "ok"
+
+    async def _probed(self, path: str) -> dict[str, Any]:
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                answer = await self._object(await self._send("GET", self._url(path)))
+        except (TimeoutError, EngineStalledError):
+            if self._pulse.silent_since is None:
+                self._pulse.silent_since = began
+            raise EngineStalledError(f"no answer to {path}", began=False) from None
+        self._pulse.silent_since = None
+        return answer
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """A router's models by alias, or by name where they have none: `value` is loaded,
@@ -216,18 +269,14 @@ class Engine:
         A name in gateway.toml is an alias there: llama-server rewrites names of presets
         ("x:7b-q4_K_M" becomes "x:Q4_K_M").
         """
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                answer = await self._object(await self._send("GET", self._url("/models")))
-        except TimeoutError:
-            raise EngineStalledError("no answer to /models", began=False) from None
+        answer = await self._probed("/models")
         try:
             return {
                 name: dict(one.get("status") or {})
                 for one in answer["data"]
                 for name in one.get("aliases") or (one["id"],)
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise invalid_answer(f"to /models lacks {error}") from error
 
     async def load(self) -> None:
@@ -237,30 +286,6 @@ class Engine:
     async def unload(self) -> None:
         """Has a router end its `model`."""
         await self._call("/models/unload", {})
-
-    async def open(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-    ) -> aiohttp.ClientResponse:
-        """Passes a request through. The caller reads the answer, whatever its status, and
-        closes it; an error's body is read already, `read()` gives it. Headers that are the
-        connection's, and credentials, are replaced.
-        """
-        passed = {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED}
-        if method == "POST":
-            passed |= _ONCE
-        response = await self._request(method, self._url(path), {**passed, **self._headers}, body)
-        if response.status >= 400:
-            try:
-                found = failure(response.status, await response.read())
-            except (aiohttp.ClientError, OSError) as error:
-                _raise_gone(error, began=False)
-            if not isinstance(found, EngineError):
-                raise found
-        return response
 
     def _url(self, path: str, query: Mapping[str, str] | None = None) -> URL:
         url = URL(self._base + path, encoded=True)
@@ -306,16 +331,21 @@ class Engine:
 
     async def _object(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
-            answer = json.loads(await response.read())
-        except ValueError as error:
-            raise invalid_answer("is not JSON") from error
+            return _object(await response.read())
         except (aiohttp.ClientError, OSError) as error:
             _raise_gone(error, began=False)
         finally:
             response.close()
-        if not isinstance(answer, dict):
-            raise invalid_answer("is no object")
-        return answer
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise invalid_answer("is not JSON") from error
+    if not isinstance(answer, dict):
+        raise invalid_answer("is no object")
+    return answer
 
 
 async def _failure(response: aiohttp.ClientResponse) -> Exception:

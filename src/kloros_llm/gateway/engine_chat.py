@@ -14,7 +14,7 @@ from .engine import Engine
 from .engine_errors import EngineError, EngineGoneError, EngineLoadingError
 from .engine_requests import response_format
 from .errors import ApiError
-from .generation import NO_SHIFT, TOO_LONG, Generation, Settings
+from .generation import TOO_LONG, Generation, Settings
 from .parsing import call_id, parsed, watched, with_tags
 from .pieces import Ending, Piece
 from .sources import THINK_TAGS
@@ -63,10 +63,10 @@ class EngineChat(Generation):
     async def _answer(self) -> AsyncGenerator[Piece | Ending]:
         settings = self.settings
         conversation = self._conversation
-        shortened = False
+        bound: int | None = None
         if self.could_be_too_long(conversation.size_bytes()):
-            conversation = await self._fitting(conversation, settings.context_tokens)
-            shortened = True
+            bound = settings.context_tokens
+            conversation = await self._fitting(conversation, bound)
         while True:
             self._conversation = conversation
             try:
@@ -78,10 +78,12 @@ class EngineChat(Generation):
                 if error.kind != TOO_LONG or not settings.truncate:
                     raise
                 limit = error.context_tokens or settings.context_tokens
-                if shortened:
+                if bound is not None and limit >= bound:
+                    if any(message.images for message in conversation.messages):
+                        raise  # nothing of them can be cut
                     break
-                conversation = await self._fitting(conversation, limit)
-                shortened = True
+                bound = limit
+                conversation = await self._fitting(conversation, bound)
         async with aclosing(self._cut(conversation, limit)) as items:
             async for item in items:
                 yield item
@@ -129,15 +131,17 @@ class EngineChat(Generation):
     async def _cut(self, conversation: Conversation, limit: int) -> AsyncGenerator[Piece | Ending]:
         """The prompt without its middle: by /completion, since only text can be cut."""
         settings = self.settings
-        ids = await self.tokenize(await self._render(conversation), special=True)
-        if not settings.shift:
-            raise ApiError(400, NO_SHIFT)
+        prompt = await self._render(conversation)
+        ids = await self.tokenize(prompt, special=True)
         body = self.body() | {"prompt": self.cut(ids, limit)}
         if settings.logprobs:
             body["n_probs"] = max(1, settings.top_logprobs)
         if conversation.tools:
             _log.warning("a prompt without its middle is answered without tool calls")
-        thinking = ThinkingParser(*THINK_TAGS) if conversation.think else None
+        thinking = None
+        if conversation.think:
+            thinking = ThinkingParser(*THINK_TAGS, prompt=prompt)
+            body["preserved_tokens"] = list(THINK_TAGS)
         async with aclosing(self.stream(lambda engine: engine.completion(body))) as items:
             async for item in parsed(watched(items, settings.top_logprobs), thinking, None):
                 yield item

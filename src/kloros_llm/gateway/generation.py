@@ -122,16 +122,17 @@ class Generation:
         return limit < self.settings.slot_tokens and size_bytes >= limit
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
-        """The prompt without so much of its middle, after `num_keep` tokens, that it fits.
+        """The prompt without its middle: the first `num_keep` tokens, and of the rest as much as
+        fills half of what they leave. The other half is the answer's, as in Ollama's
+        contextShiftPromptLimit.
 
-        One place stays free: the engine takes no prompt that fills the whole context. Raises
-        ApiError where the client does not want that.
+        Raises ApiError where the client does not want that.
         """
         if not self.settings.shift:
             raise ApiError(400, NO_SHIFT)
-        fits = limit - 1
         keep = self.settings.options.num_keep
-        keep = min(len(ids) if keep < 0 else keep, fits)
+        keep = min(len(ids) if keep < 0 else keep, limit - 1)
+        fits = limit - max((limit - keep) // 2, 1)
         _log.info("truncated a prompt of %d tokens to %d", len(ids), fits)
         return ids[:keep] + ids[keep + len(ids) - fits :]
 
@@ -206,8 +207,10 @@ class Completion(Generation):
         """The engine's answer to a prompt that fits."""
         settings = self.settings
         ids: list[int] | None = None
+        bound: int | None = None
         if self.could_be_too_long(len(prompt.text.encode())):
-            prompt, ids = await self._shortened(source, settings.context_tokens)
+            bound = settings.context_tokens
+            prompt, ids = await self._shortened(source, bound)
         while True:
             self._prompt = prompt
             try:
@@ -218,17 +221,23 @@ class Completion(Generation):
                         yield item
                 return
             except EngineError as error:
-                # Shortened and still too long: the engine counts otherwise than it tokenizes.
-                if error.kind != TOO_LONG or not settings.truncate or ids is not None:
+                if error.kind != TOO_LONG or not settings.truncate:
                     raise
                 limit = error.context_tokens or settings.context_tokens
-                prompt, ids = await self._shortened(source, limit)
+                # Shortened and still too long: it has images, of which nothing can be cut. Only
+                # a fallback's context may be a smaller one.
+                if bound is not None and limit >= bound:
+                    raise
+                bound = limit
+                prompt, ids = await self._shortened(source, bound)
 
     def _sent(
         self, prompt: Prompt, ids: list[int] | None, *, with_format: bool
     ) -> AsyncGenerator[Piece | Ending]:
         settings = self.settings
         body = self.body()
+        if markers := self._source.markers():
+            body["preserved_tokens"] = list(markers)
         if settings.logprobs:
             body["n_probs"] = max(1, settings.top_logprobs)
         if with_format and settings.format is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import cast
 
@@ -115,14 +115,18 @@ class _UntilClosed:
 class HttpStream(asyncio.Protocol):
     """An answer. `open_stream` makes one; `close` it in the end, or in the middle.
 
-    `stall_s`: the longest time without a byte while somebody reads.
+    `stall_s`: the longest time without a byte while somebody reads; before the body begins,
+    without a sign of life either: `alive_at` gives the time of the last one, by the loop's clock.
     """
 
-    def __init__(self, request: bytes, stall_s: float | None) -> None:
+    def __init__(
+        self, request: bytes, stall_s: float | None, alive_at: Callable[[], float] | None = None
+    ) -> None:
         self.status = 0
         self.content_type = ""
         self._request = request
         self._stall_s = stall_s
+        self._alive_at = alive_at
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._head: bytearray | None = bytearray()
@@ -154,6 +158,7 @@ class HttpStream(asyncio.Protocol):
                 if self._head is not None:
                     return
             if not self._ended and (data := self._body.feed(data)):
+                self._alive_at = None
                 self._parts.append(data)
                 self._held_bytes += len(data)
                 if self._held_bytes > _HELD_BYTES and not self._paused and self._transport:
@@ -228,8 +233,11 @@ class HttpStream(asyncio.Protocol):
 
     def _look(self) -> None:
         """A timer for each part of a body would cost more than reading it: it runs on instead."""
+        if self._ended:
+            return
         stall_s = cast(float, self._stall_s)
-        due = self._heard + stall_s
+        heard = self._heard if self._alive_at is None else max(self._heard, self._alive_at())
+        due = heard + stall_s
         if self._paused:  # not the engine's fault
             due = self._loop.time() + stall_s
         elif due <= self._loop.time():
@@ -305,8 +313,9 @@ async def open_stream(
     *,
     connect_s: float | None,
     stall_s: float | None,
+    alive_at: Callable[[], float] | None = None,
 ) -> HttpStream:
-    """POST `body`; returns when the answer's head is here.
+    """POST `body`; returns when the answer's head is here. `stall_s` and `alive_at`: HttpStream's.
 
     Raises HttpConnectError, and what HttpStream.read raises.
     """
@@ -320,7 +329,7 @@ async def open_stream(
     try:
         async with asyncio.timeout(connect_s):
             _, stream = await loop.create_connection(
-                lambda: HttpStream(request, stall_s),
+                lambda: HttpStream(request, stall_s, alive_at),
                 url.host or "",
                 url.port or 0,
                 ssl=_tls() if url.scheme == "https" else None,

@@ -21,16 +21,19 @@ UNEXPECTED_END = "unexpected EOF"
 TOO_DEEP = "exceeded max depth"
 _MOST_BRACKETS = 100_000
 _MOST_COMMAS = 2_000_000
+_MOST_PARTS = 5_000_000
 TOO_MUCH = (
     f"http: request body too large: at most {_MOST_BRACKETS} opening brackets and {_MOST_COMMAS} "
-    "commas are taken"
+    "commas are taken outside of strings"
 )
 
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]").search
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_PARTS = re.compile(rb'[\[{,]|"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
+_COMMA, _COMMA_OR_QUOTE = b","[0], b',"'
 _HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
 _NUMBER_CHARACTERS = frozenset("0123456789+-.eE")
 _LITERALS = {"t": "true", "f": "false", "n": "null"}
@@ -64,18 +67,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _ConstantError(name)
 
 
-def _any_integer(literal: str) -> int | Number:
-    return int(literal) if len(literal) < 20 else Number(literal)
+# Functions of Python's own, also where a type would do: between two of them the interpreter lets
+# other threads in, and the scanner alone would keep them out until it is through.
+def _members(pairs: list[tuple[str, Any]]) -> Members:
+    return Members(pairs)
+
+
+def _integer(literal: str) -> int | Number:
+    return int(literal) if len(literal) <= 20 else Number(literal)
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=Members, parse_float=Number, parse_constant=_refuse_constant
-)
-# For bodies with integers so long that Python refuses them.
-_PATIENT_DECODER = json.JSONDecoder(
-    object_pairs_hook=Members,
+    object_pairs_hook=_members,
     parse_float=Number,
-    parse_int=_any_integer,
+    parse_int=_integer,
     parse_constant=_refuse_constant,
 )
 
@@ -87,8 +92,7 @@ def decode(body: bytes | bytearray | memoryview) -> Any:
     anybody means.
     """
     data = bytes(body)
-    # In texts and images they are rare; made into Python's objects each takes some 100 bytes.
-    if data.count(b"{") + data.count(b"[") > _MOST_BRACKETS or data.count(b",") > _MOST_COMMAS:
+    if _has_too_many_parts(data):
         raise ApiError(413, TOO_MUCH)
     try:
         text = data.decode()
@@ -106,14 +110,26 @@ def decode(body: bytes | bytearray | memoryview) -> Any:
     return _replaced(value) if replace else value
 
 
+def _has_too_many_parts(data: bytes) -> bool:
+    """Made into Python's objects each takes some 100 bytes, whatever few it has here."""
+    brackets = data.count(b"{") + data.count(b"[")
+    commas = data.count(b",")
+    if brackets <= _MOST_BRACKETS and commas <= _MOST_COMMAS:
+        return False
+    # Most of them may stand in strings, such as a program's text.
+    brackets = commas = 0
+    for number, part in enumerate(_PARTS.finditer(data)):
+        first = data[part.start()]
+        commas += first == _COMMA
+        brackets += first not in _COMMA_OR_QUOTE
+        if brackets > _MOST_BRACKETS or commas > _MOST_COMMAS or number > _MOST_PARTS:
+            return True
+    return False
+
+
 def _scan(text: str, start: int) -> tuple[Any, int]:
     try:
-        try:
-            return _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:
-            return _PATIENT_DECODER.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise ApiError(400, _go_text(error, text)) from None
     except _ConstantError as error:

@@ -88,7 +88,8 @@ class Options:
         of the GGUF apply. `context_tokens` is what `context_tokens()` told.
         """
         most = _MOST_CONTEXTS * context_tokens
-        predict = most if not 0 <= self.num_predict <= most else self.num_predict
+        # 0 is no limit either: Ollama leaves it out of what it asks, llama-server answers a token.
+        predict = self.num_predict if 0 < self.num_predict <= most else most
         # -1 is the whole context, which llama-server no longer takes for it.
         penalised = context_tokens if self.repeat_last_n < 0 else self.repeat_last_n
         return {

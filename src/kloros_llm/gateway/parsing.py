@@ -33,7 +33,7 @@ async def watched(
     last, repeats = "", 0
     async for item in items:
         if isinstance(item, Piece):
-            text = item.text.strip()
+            text = (item.text or item.thinking).strip()
             if text == last:
                 repeats += 1
                 if repeats > _REPEATS:

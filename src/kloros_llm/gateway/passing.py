@@ -6,15 +6,14 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-import aiohttp
 from aiohttp import web
 
 from .access_log import RECORD
 from .answering import told
 from .backends import Backends, LoadClock
 from .catalogue import Served
-from .engine import Engine
-from .engine_answers import failure
+from .chunk_writer import ChunkWriter
+from .engine import Engine, EngineAnswer
 from .engine_errors import EngineError, EngineGoneError
 from .errors import ApiError, error_body
 from .json_text import string
@@ -45,7 +44,7 @@ async def pass_on(
 
     async def ask(engine: Engine) -> _Begun:
         body = make_body(engine.model or name)
-        return await _begun(await engine.open("POST", path, {"Content-Type": content_type}, body))
+        return await _begun(await engine.open(path, body, content_type))
 
     streamed = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     try:
@@ -54,9 +53,10 @@ async def pass_on(
                 request[RECORD].first_token()
                 if begun.more is not None:
                     await streamed.prepare(request)
-                    await streamed.write(_renamed(begun.first, name))
+                    write = ChunkWriter(request, streamed).write
+                    await write(_renamed(begun.first, name))
                     async for event in begun.more:
-                        await streamed.write(_renamed(event, name))
+                        await write(_renamed(event, name))
                     await streamed.write_eof()
                     return streamed
     except ApiError as error:
@@ -66,7 +66,7 @@ async def pass_on(
         await streamed.write_eof()
         return streamed
     return web.Response(
-        body=_renamed(begun.first, name), headers={"Content-Type": begun.content_type}
+        body=_renamed(begun.first, name), headers={"Content-Type": begun.answer.content_type}
     )
 
 
@@ -74,41 +74,35 @@ async def pass_on(
 class _Begun:
     """An answer of the engine: all of it, or its first event with `more` to come."""
 
-    response: aiohttp.ClientResponse
+    answer: EngineAnswer
     first: bytes
     more: AsyncIterator[bytes] | None = None
 
-    @property
-    def content_type(self) -> str:
-        return self.response.headers.get("Content-Type", "application/json")
-
     def close(self) -> None:
-        self.response.close()
+        self.answer.close()
 
 
-async def _begun(response: aiohttp.ClientResponse) -> _Begun:
+async def _begun(answer: EngineAnswer) -> _Begun:
     """Reads until something can be passed on. What is lost before is asked for again: an engine
     may send its headers long before its first token.
     """
+    if answer.content_type != "text/event-stream":
+        return _Begun(answer, await answer.whole())
     try:
-        if response.status != 200:
-            raise failure(response.status, await response.read())
-        if response.content_type != "text/event-stream":
-            return _Begun(response, await response.read())
-        events = _whole_events(response)
+        events = _whole_events(answer)
         first = await anext(events, None)
         if first is None:
             raise EngineGoneError("a stream without events", began=False)
-        return _Begun(response, first, events)
+        return _Begun(answer, first, events)
     except BaseException:
-        response.close()
+        answer.close()
         raise
 
 
-async def _whole_events(source: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _whole_events(answer: EngineAnswer) -> AsyncIterator[bytes]:
     """One or more events at a time, none of them in parts."""
     rest = b""
-    async for chunk in source.content.iter_any():
+    while chunk := await answer.read():
         rest += chunk
         end = rest.rfind(_EVENT_END) + len(_EVENT_END)
         if end >= len(_EVENT_END):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from aiohttp import web
 
 # Parsing takes microseconds a kilobyte of text, and a thousand times as much of empty objects.
 _AT_ONCE_BYTES = 32 << 10
+# One thread: each more would be one more that the event loop waits for to get the interpreter.
+_PARSER = ThreadPoolExecutor(1, "parser")
 
 T = TypeVar("T")
 
@@ -19,4 +22,4 @@ async def parsed_body(request: web.Request, parse: Callable[[bytes], T]) -> T:
     raw = await request.read()
     if len(raw) <= _AT_ONCE_BYTES:
         return parse(raw)
-    return await asyncio.to_thread(parse, raw)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, raw)

@@ -53,6 +53,14 @@ def collect_garbage_seldom() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+def let_the_event_loop_in() -> None:
+    """Of the milliseconds that it waits for a thread which parses or renders, Python's default is
+    5, and a request takes several turns. Measured: /api/tags beside 8 bodies of 2 million numbers
+    takes 5 ms with that, and 1 ms so.
+    """
+    sys.setswitchinterval(0.001)
+
+
 def tls_context(listener: Listener) -> ssl.SSLContext | None:
     """None for a listener without TLS. Raises OSError (ssl.SSLError is one)."""
     if listener.tls_certificate is None or listener.tls_key is None:
@@ -252,6 +260,7 @@ def serve(path: Path) -> int:
         allow_open_files()
         sockets = open_sockets(config, inherited_sockets(os.environ))
         collect_garbage_seldom()
+        let_the_event_loop_in()
         # A third less CPU a token than asyncio's own loop, measured with 256 streams.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Gateway(path, config, notifier).run(sockets))

@@ -13,7 +13,7 @@ from .errors import ApiError
 from .go_template import TemplateError
 from .prompt import MOST_STEPS, Prompt, Template, fit_prompt, make_prompt, parse
 from .thinking import ThinkingParser
-from .tool_calls import ToolParser
+from .tool_calls import ToolParser, first_token
 
 THINK_TAGS = ("<think>", "</think>")
 # Some tens of milliseconds; a conversation of a hundred messages takes a tenth of it.
@@ -44,6 +44,9 @@ class Source(Protocol):
     def tool_parser(self) -> ToolParser | None:
         """For what the model says; None where it was given no tools."""
 
+    def markers(self) -> tuple[str, ...]:
+        """What belongs into the text, though the engine leaves it out as a special token."""
+
 
 class TextSource:
     """A prompt as it is. `think`: the model is one that may think, in the usual tags."""
@@ -73,6 +76,10 @@ class TextSource:
 
     def tool_parser(self) -> None:
         """A text has no tools."""
+
+    def markers(self) -> tuple[str, ...]:
+        """The usual tags."""
+        return THINK_TAGS if self._thinks else ()
 
 
 class TemplateSource:
@@ -173,6 +180,13 @@ class TemplateSource:
         """With what the persona's template writes before a call."""
         tools = self._conversation.tools
         return ToolParser(self._own.tool_tag, tools) if tools else None
+
+    def markers(self) -> tuple[str, ...]:
+        """The tags around thinking, and the token that a call begins with."""
+        thinks = self._inline or bool(self._conversation.think)
+        call = first_token(self._own.tool_tag) if self._conversation.tools else ""
+        tags = (self._own.thinking_tags or ()) if thinks else ()
+        return (*tags, call) if call else tags
 
 
 def template_of(source: str) -> Template:

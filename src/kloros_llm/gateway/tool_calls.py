@@ -30,6 +30,14 @@ def infer_tag(tree: Tree) -> str:
     return tag or "{"
 
 
+def first_token(tag: str) -> str:
+    """What of a tag may be a token of its own: of `[TOOL_CALLS][` the first part; "" for "{"."""
+    closing = {"[": "]", "<": ">"}.get(tag[:1])
+    if closing and closing in tag:
+        return tag[: tag.index(closing) + 1]
+    return "" if tag in _BARE else tag
+
+
 def _tool_calls_branch(block: Block) -> If | None:
     for node in block.nodes:
         if not isinstance(node, If | With | Range):

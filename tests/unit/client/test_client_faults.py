@@ -9,9 +9,11 @@ import ssl
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -30,6 +32,7 @@ from kloros_llm import (
     Timeouts,
     check_llama_health,
 )
+from kloros_llm.timeouts import timeouts_of
 from tests.stand_in_engine import Fault, StandInEngine, in_thread
 from tests.unit.client.stand_in_ollama import StandInOllama
 
@@ -118,6 +121,16 @@ def test_a_key() -> None:
             LlamaAdapter(url, api_key="wröng\n").generate("Hi")
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", "s3crét", "s3cret\r\nX: y"])
+def test_a_key_is_in_no_error(key: str) -> None:
+    with pytest.raises(LlmUsageError) as raised:
+        LlamaAdapter("http://127.0.0.1:9", api_key=key).generate("Hi")
+    assert "s3cr" not in "".join(traceback.format_exception(raised.value, chain=True))
+    with pytest.raises(LlmUsageError, match="give api_key instead") as raised:
+        LlamaAdapter("http://me:s3cret@127.0.0.1:9")
+    assert "s3cret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("fault", "timeouts", "phase"),
     [
@@ -144,6 +157,11 @@ def test_pings_are_no_pieces() -> None:
         stream = llama(url, Timeouts(first_piece_s=0.4)).generate("Hi", stream=True)
         with pytest.raises(LlmTimeoutError):
             next(stream)
+
+
+def test_a_number_bounds_the_connection_too() -> None:
+    assert timeouts_of(0.3, streaming=False).connect_s == 0.3
+    assert timeouts_of(30, streaming=False).connect_s == Timeouts.connect_s
 
 
 def test_a_whole_answer_is_bound_by_a_number_and_a_stream_is_not() -> None:
@@ -220,7 +238,10 @@ def test_nobody_there() -> None:
         LlamaAdapter("http://nobody.invalid:1", retries=0).generate("Hi")
 
 
-@pytest.mark.parametrize("url", ["", "ftp://127.0.0.1", "http://", "http://[::1", "http://a:b"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "ftp://127.0.0.1", "http://", "http://[::1", "http://a:b", "http://a..b", "http://a/?k=1"],
+)
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(LlmUsageError, match="is no URL of an engine"):
         LlamaAdapter(url)
@@ -298,6 +319,10 @@ def test_wrong_calls_ask_nothing() -> None:
         ):
             with pytest.raises(LlmUsageError):
                 adapter.generate("Hi", **wrong)
+        for alone in ({"images": [b"x"]}, {"raw": True}, {"suffix": "x"}):
+            said: dict[str, Any] = dict(alone)
+            with pytest.raises(LlmUsageError, match=r"is for generate\(\)"):
+                adapter.chat([{"role": "user", "content": "Hi"}], **said)
         for messages in ([], [{"content": "x"}], ["x"]):
             with pytest.raises(LlmUsageError):
                 adapter.chat(messages)  # type: ignore[arg-type]

@@ -104,6 +104,8 @@ def test_the_environment_goes_before_the_plan(
         "http://127.0.0.1:2",
     ]
     assert LLMRouter().get_service("code").model == "coder"
+    # What is not on the host, and not said, is not asked: Ollama comes after the plan.
+    assert [LLMRouter().get_service(mode).port for mode in LLMMode] == [1, 1, 1, 2]
     monkeypatch.setenv("KLOROS_LLM_URL", "http://127.0.0.1:3/")
     assert get_llm_url("live") == "http://127.0.0.1:3"
     assert get_llm_url("code") == "http://127.0.0.1:2"
@@ -115,6 +117,10 @@ def test_a_host_without_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert get_llm_url("code") == "http://127.0.0.1:11434"
     with pytest.raises(LlmConfigurationError, match="this host has no plan"):
         LLMRouter("llama")
+    with monkeypatch.context() as only_code:  # the first program that moves
+        only_code.setenv("KLOROS_LLM_URL_CODE", "127.0.0.1:2")
+        assert [get_llm_url(mode)[-1] for mode in ("code", "live")] == ["2", "4"]
+        assert LLMRouter().get_service("live").name == "ollama"
     with pytest.raises(LlmConfigurationError, match="KLOROS_LLM_URL is not set"):
         create_reasoning_backend("llama")
     with pytest.raises(LlmConfigurationError, match="is not there"):
@@ -145,6 +151,36 @@ def test_the_next_engine_answers_where_one_does_not(engines: dict[str, StandInEn
         engines["a"].faults.clear()
     assert list(fresh.stream_sentences("Hi")) == ["a speaks."]
     assert fresh.chat([{"role": "user", "content": "Hi"}]).text == "a speaks."
+
+
+def test_an_engine_that_loads_is_waited_for_where_no_other_answers(
+    engines: dict[str, StandInEngine],
+) -> None:
+    router = LLMRouter(
+        services=[
+            LLMService("a", engines["a"].url, modes=("live",)),
+            LLMService("down", NOBODY),
+        ]
+    )
+    engines["a"].loading = True
+    waiting = router.generate("Hi", stream=True)
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.extend(waiting))
+    listener.start()
+    while len(engines["a"].asked) < 3:  # by then, nobody else is left
+        listener.join(0.01)
+        assert listener.is_alive()
+    engines["a"].loading = False
+    listener.join(20)
+    assert heard == ["a speaks."]
+
+
+def test_another_program_on_the_port_is_passed_over(engines: dict[str, StandInEngine]) -> None:
+    engines["a"].faults.append(Fault("garbage", body=b"data: {what?\n\n"))
+    services = [
+        LLMService(name, engines[name].url, modes=("live",), engine="llama") for name in "ab"
+    ]
+    assert LLMRouter(services=services).generate("Hi") == "b speaks."
 
 
 def test_a_down_engine_is_asked_again_later(engines: dict[str, StandInEngine]) -> None:
@@ -263,6 +299,61 @@ def test_keys_of_instances(
     key.parent.mkdir()
     key.write_text("s3cret\n")
     assert create_reasoning_backend("llama", plan=plan).generate("Hi") == "a speaks."
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("localhost", "http://localhost:11434"),
+        (":11435", "http://127.0.0.1:11435"),
+        ("[::1]", "http://[::1]:11434"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:1", "http://[::1]:1"),
+        ('"llm.example:80/path/"', "http://llm.example:80/path"),
+        ("llm.example/path", "http://llm.example:11434/path"),
+        ("https://llm.example", "https://llm.example"),
+    ],
+)
+def test_ollamas_address_as_ollama_takes_it(
+    given: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", given)
+    assert get_llm_url() == url
+
+
+def test_which_engine_it_is_is_found_out_once() -> None:
+    with StandInOllama("11-generate-stream") as ollama:
+        router = LLMRouter(services={"live": ollama.url}, model="m")
+        for _ in range(3):
+            router.generate("Hi")
+        assert [path for path, _ in ollama.asked].count("/api/version") == 1
+        assert router.adapter() is router.adapter("think")
+
+
+def test_a_remote_engine_is_asked_where_it_is_preferred(
+    engines: dict[str, StandInEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KLOROS_LLM_URL", engines["a"].url)
+    assert LLMRouter().query("Hi") == (True, "a speaks.", "local:environment")
+    assert LLMRouter().get_available_services()["remote"] == {"enabled": False}
+    monkeypatch.setenv("KLOROS_LLM_URL_REMOTE", engines["b"].url)
+    monkeypatch.setenv("KLOROS_LLM_MODEL_REMOTE", "large")
+    router = LLMRouter()
+    assert router.query("Hi") == (True, "b speaks.", "remote")
+    assert engines["b"].asked[-1].body["model"] == "large"
+    assert router.query("Hi", prefer_remote=False) == (True, "a speaks.", "local:environment")
+    assert router.generate("Hi", mode="remote") == "b speaks."
+    remote = {"enabled": True, "model": "large", "url": engines["b"].url}
+    assert router.get_available_services()["remote"] == remote
+    # Without it, what is said does not leave the host.
+    engines["a"].loading = True
+    before = len(engines["b"].asked)
+    assert router.query("Hi", prefer_remote=False, timeout=0.5)[0] is False
+    assert len(engines["b"].asked) == before
+    engines["a"].loading = False
+    engines["b"].loading = True
+    assert router.query("Hi") == (True, "a speaks.", "local:environment")
 
 
 def test_backends_by_name(

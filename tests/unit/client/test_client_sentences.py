@@ -28,6 +28,10 @@ TEXTS = [
     "A heading|\nand a line|\n\nand another.",
     "The U.S. Army has a Ph.D. student.| Good.",
     "Am 3. Mai kommt Hr. Meier, z.B. um 5 Uhr.| Am 4. Juni nicht.| Das war Platz 3.| Gut.",
+    "Das ist z. B. gut, d. h. u. a. heute.| Es kostet 3 Mio. Euro.| Viel.",
+    "Im 19. Jahrhundert, die 2. Auflage.| Ludwig XIV. war da.",
+    "I am 3.| She is 5.| Solve for x.| So.",
+    "Er rief: „Ich komme.“| Dann »Nein.«| Dann „Ja!“| Dann ging er.",
     "今日は晴れです。|明日は？|雨！|「本当。」|はい。",  # noqa: RUF001
     "你好!|我是小明。|价格是3.5元。|再见！",  # noqa: RUF001
     "هل أنت هنا؟| نعم.",

@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
+from kloros_llm.gateway import engine as engine_module
 from kloros_llm.gateway.backends import SERVER_BUSY, Backends, LoadClock, Loaded
 from kloros_llm.gateway.breaker import FAILURES_TO_OPEN
 from kloros_llm.gateway.config import Config, Instance, Limits, Model
 from kloros_llm.gateway.durations import FOREVER_NS
-from kloros_llm.gateway.engine import Engine
+from kloros_llm.gateway.engine import Engine, EngineAnswer
 from kloros_llm.gateway.engine_errors import (
     EngineError,
     EngineGoneError,
@@ -271,14 +271,16 @@ def test_nothing_is_tried_again_after_the_first_byte() -> None:
     assert len(received) <= 4
 
 
-def test_an_engine_that_hangs_is_given_up() -> None:
-    live = StandInEngine()
-    live.faults.append(Fault("hang"))
+def test_an_engine_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_PROBE_S", 0.1)
+    live = StandInEngine(first_s=0.5)
 
     async def use(backends: Backends) -> None:
+        assert await text(backends) == TEXT
+        live.silent = True
         with pytest.raises(EngineStalledError):
             await text(backends)
-        await until(lambda: live.left_by_client == 1)
+        live.silent = False
         assert await text(backends) == TEXT
 
     run({"live": live}, use, limits=Limits(stall_s=0.2))
@@ -536,36 +538,38 @@ def test_an_answer_passed_through_is_closed_and_its_break_is_told() -> None:
     live = StandInEngine()
     body = b'{"messages":[{"role":"user","content":"hi"}],"stream":true}'
 
-    async def ask(engine: Engine) -> aiohttp.ClientResponse:
-        return await engine.open("POST", "/v1/chat/completions", {}, body)
+    async def ask(engine: Engine) -> EngineAnswer:
+        return await engine.open("/v1/chat/completions", body)
 
     async def use(backends: Backends) -> None:
         live.faults.append(Fault("hang_up"))
-        async with backends.open(asked_for(), ask, loading=LoadClock()) as response:
+        async with backends.open(asked_for(), ask, loading=LoadClock()) as answer:
             assert backends.numbers.running["live"] == 1
-            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+            assert (await answer.whole()).endswith(b"data: [DONE]\n\n")
         assert backends.numbers.running["live"] == 0
         live.faults.append(Fault("reset", after=2))
         with pytest.raises(EngineGoneError) as caught:
-            async with backends.open(asked_for(), ask, loading=LoadClock()) as response:
-                await response.read()
+            async with backends.open(asked_for(), ask, loading=LoadClock()) as answer:
+                await answer.whole()
         assert caught.value.began
+        assert backends.numbers.errors == {("live", "gone"): 1, ("live", "cut"): 1}
         live.faults.append(Fault("reset", after=0))
         firsts: list[bytes] = []
 
-        async def ask_with_first(engine: Engine) -> aiohttp.ClientResponse:
-            response = await ask(engine)
-            firsts.append(await response.content.readany())
-            return response
+        async def ask_with_first(engine: Engine) -> EngineAnswer:
+            answer = await ask(engine)
+            firsts.append(await answer.read())
+            return answer
 
-        async with backends.open(asked_for(), ask_with_first, loading=LoadClock()) as response:
-            assert (firsts[0] + await response.read()).endswith(b"data: [DONE]\n\n")
+        async with backends.open(asked_for(), ask_with_first, loading=LoadClock()) as answer:
+            assert (firsts[0] + await answer.whole()).endswith(b"data: [DONE]\n\n")
         live.context_tokens = 0
-        async with backends.open(asked_for(), ask, loading=LoadClock()) as response:
-            assert response.status == 400
-            assert b"exceed_context_size_error" in await response.read()
+        with pytest.raises(EngineError) as refused:
+            async with backends.open(asked_for(), ask, loading=LoadClock()):
+                pass
+        assert refused.value.kind == "exceed_context_size_error"
         live.context_tokens, live.answer_tokens = 4096, 1_000_000
-        async with backends.open(asked_for(), ask, loading=LoadClock()) as response:
+        async with backends.open(asked_for(), ask, loading=LoadClock()):
             await until(lambda: live.generating == 1)
         await until(lambda: live.generating == 0)
         assert backends.numbers.running["live"] == 0

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from kloros_llm.gateway.backends import Backends, LoadClock
@@ -251,10 +252,8 @@ def test_who_leaves_frees_the_slot(server: RealServer) -> None:
         # The one slot is free again: what waited for all 900 tokens would find the cache full.
         short = (await items_of(backends, SHORT))[-1]
         assert isinstance(short, Ending)
-        response = await (await backends.ready(asked_for(), loading=LoadClock())).open(
-            "GET", "/slots", {}
-        )
-        async with response:
+        slots = f"http://127.0.0.1:{server.port}/slots"
+        async with aiohttp.ClientSession() as session, session.get(slots) as response:
             (slot,) = await response.json()
         assert slot["is_processing"] is False
 

@@ -201,6 +201,21 @@ def test_a_header_that_is_too_large_is_refused(header: bytes, pieces: int) -> No
     assert lab.seen.statuses == []
 
 
+def test_a_header_without_end_behind_a_request_is_refused_too() -> None:
+    async def test(lab: Lab) -> None:
+        reader, writer = await lab.connect()
+        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\nGET /quick HTTP/1.1\r\nHost: x\r\n")
+        await reader.readuntil(b"first")
+        for _ in range(1200):
+            writer.write(b"X-Long: " + b"a" * 10_000 + b"\r\n")
+            await asyncio.sleep(0)
+        lab.go.set()
+        await lab.until(lambda: bool(lab.seen.ended_for))
+
+    lab = in_lab(test)
+    assert (lab.seen.ended_for, lab.seen.statuses) == (["bad request"], [200, 400])
+
+
 def test_a_body_in_many_pieces_is_no_header() -> None:
     body = b"x" * 300_000
 

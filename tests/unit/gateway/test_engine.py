@@ -233,6 +233,36 @@ def test_what_breaks_off_tells_whether_it_had_begun(
     assert not any(isinstance(item, Ending) for item in received)
 
 
+def test_what_takes_long_to_begin_is_waited_for_while_probes_are_answered() -> None:
+    """A long prompt, a long answer in one piece, or many in line: no byte comes for as long."""
+    stand_in = StandInEngine(first_s=0.6)
+    stream = json.dumps({**CHAT, "stream": True}).encode()
+
+    async def opened(engine: Engine, body: bytes) -> bytes:
+        return await (await engine.open("/v1/chat/completions", body)).whole()
+
+    async def use(engine: Engine) -> None:
+        asks: tuple[Callable[[], Awaitable[Any]], ...] = (
+            lambda: everything(engine.completion(PROMPT)),
+            lambda: opened(engine, json.dumps(CHAT).encode()),
+            lambda: opened(engine, stream),
+        )
+        for ask in asks:
+            with pytest.raises(EngineStalledError):
+                await ask()
+        assert await engine.health() == "ok"
+        for ask in asks:
+            assert await ask()
+        stand_in.silent = True
+        with pytest.raises(EngineStalledError):
+            await engine.health()
+        for ask in asks:
+            with pytest.raises(EngineStalledError):
+                await ask()
+
+    with_engine(stand_in, use, limits=Limits(stall_s=0.2))
+
+
 def test_a_connection_that_is_closed_on_reuse_says_so() -> None:
     stand_in = StandInEngine()
     stand_in.hangs_up_on_reuse = True
@@ -294,7 +324,7 @@ def test_loading_and_refused() -> None:
         with pytest.raises(EngineLoadingError):
             await everything(engine.completion(PROMPT))
         with pytest.raises(EngineLoadingError):
-            await engine.open("POST", "/v1/completions", {}, b"{}")
+            await engine.open("/v1/completions", b"{}")
         await stand_in.stop()
         for ask in (engine.health(), everything(engine.chat(CHAT)), engine.tokenize("x")):
             with pytest.raises(EngineRefusedError):
@@ -331,20 +361,25 @@ def test_a_refusal_to_embed_is_llama_servers() -> None:
     assert caught.value.status == 501
 
 
-def test_the_api_key_goes_by_header_and_replaces_the_clients() -> None:
+def test_the_api_key_goes_by_header_and_nothing_else_does() -> None:
     stand_in = StandInEngine(api_key="secret")
 
     async def use(engine: Engine) -> None:
         await engine.tokenize("x")
-        client = {"Authorization": "Bearer theirs", "X-Api-Key": "theirs", "X-Other": "1"}
         body = json.dumps(PROMPT).encode()
-        async with await engine.open("POST", "/v1/completions", client, body) as response:
-            assert response.status == 200
-            assert "content" in await response.json()
+        answer = await engine.open("/v1/completions", body, "application/json; charset=utf-8")
+        assert "content" in json.loads(await answer.whole())
 
     with_engine(stand_in, use, api_key="secret")
-    assert stand_in.asked[-1].headers["x-other"] == "1"
-    assert "theirs" not in str(stand_in.asked[-1].headers)
+    headers = dict(stand_in.asked[-1].headers)
+    assert headers.pop("host").startswith("127.0.0.1:")
+    assert headers.pop("content-length").isdigit()
+    assert headers == {
+        "accept": "*/*",
+        "authorization": "Bearer secret",
+        "connection": "close",
+        "content-type": "application/json; charset=utf-8",
+    }
     with pytest.raises(EngineError) as caught:
         with_engine(stand_in, lambda engine: engine.tokenize("x"))
     assert caught.value.status == 401

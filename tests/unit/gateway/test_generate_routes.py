@@ -283,81 +283,46 @@ def test_an_engines_refusal_is_told_as_it_is(tmp_path: Path) -> None:
     assert (answer.status, answer.json) == (400, {"error": refusal.decode()})
 
 
-def test_a_model_that_repeats_itself_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["templated", "small"])
+def test_a_model_that_repeats_itself_is_stopped(tmp_path: Path, model: str) -> None:
     engine = StandInEngine(pieces=("\n",), answer_tokens=500)
-    answer, _ = Lab(tmp_path, engine).post("/api/chat", {"model": "small", "messages": HELLO})
+    answer, _ = Lab(tmp_path, engine).post("/api/chat", {"model": model, "messages": HELLO})
     assert answer.lines[-1] == {"error": "prediction aborted, token repeat limit reached"}
     assert len(answer.lines) < 110
 
 
-@pytest.mark.parametrize("model", ["templated", "small"])
-def test_a_conversation_that_is_too_long_loses_its_oldest_messages(
-    tmp_path: Path, model: str
+def test_a_model_that_thinks_long_does_not_repeat_itself(tmp_path: Path) -> None:
+    engine = StandInEngine(pieces=("yes",), answer_tokens=1)
+    engine.thinking = tuple(f" {number}" for number in range(300))
+    answer, _ = Lab(tmp_path, engine).post("/api/chat", {"model": "small", "messages": HELLO})
+    assert answer.lines[-2]["message"]["content"] == "yes"
+    assert answer.lines[-1]["done_reason"] == "stop"
+    engine.thinking = (" so",) * 300
+    answer, _ = Lab(tmp_path, engine).post("/api/chat", {"model": "small", "messages": HELLO})
+    assert answer.lines[-1] == {"error": "prediction aborted, token repeat limit reached"}
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"model": "templated"}, None),
+        ({"model": "caller"}, None),
+        ({"model": "caller", "tools": [TOOL]}, ["<tool_call>"]),
+        ({"model": "thinker"}, ["<think>", "</think>"]),
+        ({"model": "thinker", "think": False}, None),
+    ],
+)
+def test_special_tokens_that_are_looked_for_are_asked_for(
+    tmp_path: Path, body: dict[str, Any], tokens: list[str] | None
 ) -> None:
-    engine = StandInEngine(context_tokens=100)
-    said = [f"m{number} " + "word " * 15 for number in range(20)]
-    messages = [{"role": "system", "content": "Stay."}]
-    messages += [
-        {"role": ("user", "assistant")[number % 2], "content": text}
-        for number, text in enumerate(said)
-    ]
-    answer, client = Lab(tmp_path, engine).post(
-        "/api/chat", {"model": model, "messages": messages, "stream": False}
-    )
-    assert answer.status == 200
-    # Sent as it is first: nothing is counted before the engine says that it is too long.
-    path = "/completion" if model == "templated" else "/v1/chat/completions"
-    assert client.paths()[0] == path
-    last = json.dumps(client.asked(path)[-1])
-    if model == "templated":
-        # As ids, which the engine need not make again.
-        text = client.asked("/tokenize")[-1]["content"]
-        last = json.dumps(text)
-    assert "Stay." in last
-    assert "m19" in last
-    assert "m0 " not in last
+    _, client = Lab(tmp_path).post("/api/chat", {"messages": HELLO, **body})
+    assert client.asked("/completion")[0].get("preserved_tokens") == tokens
 
 
-@pytest.mark.parametrize("model", ["templated", "small"])
-def test_a_message_that_is_too_long_loses_its_middle(tmp_path: Path, model: str) -> None:
-    engine = StandInEngine(context_tokens=50)
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": " ".join(f"w{number}" for number in range(200)),
-        "stream": False,
-        "options": {"num_keep": 3},
-    }
-    answer, client = Lab(tmp_path, engine).post("/api/generate", body)
-    assert answer.status == 200
-    ids = client.asked("/completion")[-1]["prompt"]
-    whole = engine._tokens(client.asked("/tokenize")[0]["content"])
-    assert len(ids) == 49
-    assert ids == whole[:3] + whole[-46:]
-    answer, _ = Lab(tmp_path, StandInEngine(context_tokens=50)).post(
-        "/api/generate", body | {"truncate": False}
-    )
-    assert answer.status == 400
-    assert json.loads(answer.json["error"])["error"]["type"] == "exceed_context_size_error"
-    answer, _ = Lab(tmp_path, StandInEngine(context_tokens=50)).post(
-        "/api/generate", body | {"shift": False}
-    )
-    assert answer.status == 400
-    assert answer.json["error"].startswith("the prompt is longer than the context length")
-
-
-def test_a_smaller_num_ctx_bounds_the_prompt(tmp_path: Path) -> None:
-    body = {
-        "model": "templated",
-        "prompt": "w " * 200,
-        "stream": False,
-        "options": {"num_ctx": 50},
-    }
-    _, client = Lab(tmp_path).post("/api/generate", body)
-    assert len(client.asked("/completion")[0]["prompt"]) == 49
-    answer, client = Lab(tmp_path).post("/api/generate", body | {"truncate": False})
-    assert answer.status == 400
-    assert json.loads(answer.json["error"])["error"]["n_ctx"] == 50
-    assert client.asked("/completion") == []
+def test_thinking_in_the_text_has_its_special_tokens(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, think_inline=True)
+    _, client = lab.post("/api/chat", {"model": "thinker", "messages": HELLO})
+    assert client.asked("/completion")[0]["preserved_tokens"] == ["<think>", "</think>"]
 
 
 def test_load_unload_and_render(tmp_path: Path) -> None:

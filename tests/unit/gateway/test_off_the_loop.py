@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from kloros_llm.gateway.api_tools import Message
 from kloros_llm.gateway.conversation import Conversation
@@ -90,3 +92,25 @@ def test_a_large_body_is_parsed_beside(size: int, beside: bool) -> None:
         return said
 
     assert asyncio.run(main()) == str(beside)
+
+
+def test_large_bodies_are_parsed_one_after_the_other() -> None:
+    """More threads at once would share the interpreter, and the event loop would wait for each."""
+    at_work, most = 0, 0
+
+    def parse(raw: bytes) -> int:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.01)
+        at_work -= 1
+        return len(raw)
+
+    async def main() -> list[int]:
+        requests = [make_mocked_request("POST", "/") for _ in range(5)]
+        for request in requests:
+            request._read_bytes = bytes(1 << 20)
+        return await asyncio.gather(*(parsed_body(request, parse) for request in requests))
+
+    assert asyncio.run(main()) == [1 << 20] * 5
+    assert most == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,34 @@ def test_a_body_of_more_parts_than_anybody_means_is_refused_unread(part: bytes, 
     with pytest.raises(ApiError) as refused:
         decode(b"[" + part * (most + 1) + b"1]")
     assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("text", [b"[[{,", b'\\"[[{,\\"', b"\\\\"])
+def test_what_stands_in_strings_is_no_part(text: bytes) -> None:
+    """A program's text, or many of them, to be embedded."""
+    body = b'{"input":[' + b'"' + text * 200_000 + b'"' + b',"a"' * 2_000 + b"]}"
+    assert len(dict(decode(body))["input"]) == 2_001
+    for end in (b'"', b""):
+        with pytest.raises(ApiError) as refused:
+            decode(b'{"x":"' + text * 40_000 + b'","input":' + b"[" * 100_001 + b'"' + text + end)
+        assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("part", [b"1,", b"-1.5,", b'{"a":1},'])
+def test_while_a_body_is_scanned_the_interpreter_does_other_things(part: bytes) -> None:
+    """Signals are looked for where other threads are let in: the event loop is one of these."""
+    body = b"[" + part * 99_000 + b"0]"
+    seen = 0
+
+    def look(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        decode(body)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen > 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kloros_llm.gateway.go_template import parse
 from kloros_llm.gateway.pieces import ToolCall
-from kloros_llm.gateway.tool_calls import ToolParser, infer_tag
+from kloros_llm.gateway.tool_calls import ToolParser, first_token, infer_tag
 from tests.unit.gateway import chat_templates
 
 TOOLS: list[dict[str, Any]] = [
@@ -142,3 +142,19 @@ def test_cutting_changes_no_call(tag: str, pieces: list[str]) -> None:
 )  # fmt: skip
 def test_the_tag_is_inferred_from_the_template(template: str, tag: str) -> None:
     assert infer_tag(parse(template)) == tag
+
+
+@pytest.mark.parametrize(
+    ("tag", "token"),
+    [
+        ("<tool_call>", "<tool_call>"),
+        ("[TOOL_CALLS] [", "[TOOL_CALLS]"),
+        ("<|python_tag|>x", "<|python_tag|>"),
+        ("functools[", "functools["),
+        ("<open", "<open"),
+        ("{", ""),
+        ("[", ""),
+    ],
+)
+def test_what_of_a_tag_may_be_a_special_token(tag: str, token: str) -> None:
+    assert first_token(tag) == token
