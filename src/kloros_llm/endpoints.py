@@ -180,7 +180,7 @@ def _planned(instance: Instance) -> LLMService:
     return LLMService(
         name=instance.name,
         url=instance.url,
-        model=instance.model,
+        model=instance.model or next(iter(instance.models), None),
         modes=instance.modes,
         engine="llama",
         api_key=_key(instance),

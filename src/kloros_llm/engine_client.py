@@ -180,7 +180,7 @@ class EngineClient:
         cancel: Cancel,
     ) -> tuple[Generation, list[dict[str, Any]]]:
         excess = excess_tokens(error, wanted.options)
-        tokens = _Tokenizer(self, clock, cancel)
+        tokens = _Tokenizer(self, wanted.model, clock, cancel)
         if wanted.raw:
             rest = shorter_text(wanted.prompt or "", excess, tokens)
             if rest is None:
@@ -242,7 +242,9 @@ class EngineClient:
         kind, data = self.ask(_models_question, clock, cancel)
         with known_form(self.wire.base_url):
             if kind == "llama":
-                return [str(model["id"]) for model in data["data"]]
+                # A router's ids are those of its preset file; it is asked for the aliases.
+                named = (model.get("aliases") or [model["id"]] for model in data["data"])
+                return [str(name) for names in named for name in names]
             return [str(model["name"]) for model in data["models"]]
 
 
@@ -264,17 +266,20 @@ def known_form(url: str) -> Iterator[None]:
 class _Tokenizer:
     """The engine's own."""
 
-    def __init__(self, client: EngineClient, clock: Clock, cancel: Cancel) -> None:
+    def __init__(
+        self, client: EngineClient, model: str | None, clock: Clock, cancel: Cancel
+    ) -> None:
         self._client = client
+        self._model = model  # a router needs it
         self._clock = clock
         self._cancel = cancel
 
     def tokenize(self, text: str) -> list[int]:
-        body = {"content": text, "add_special": False}
+        body = {"model": self._model, "content": text, "add_special": False}
         return list(self._ask("/tokenize", body)["tokens"])
 
     def detokenize(self, tokens: list[int]) -> str:
-        body = {"tokens": tokens}
+        body = {"model": self._model, "tokens": tokens}
         return str(self._ask("/detokenize", body)["content"])
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Any:

@@ -192,16 +192,19 @@ class LLMRouter(ReasoningBackend):
     def embed(self, texts: str | Sequence[str], **kwargs: Any) -> list[list[float]]:
         """A vector for each text, by an instance for embeddings, else by Ollama's."""
         services = [service for service in self.services if service.embeddings]
-        services += [service for service in self.services if service.engine != "llama"]
+        services += self._perhaps_ollama()
         return self._ask(services, "embeds", lambda adapter: adapter.embed(texts, **kwargs))
 
     def rerank(self, query: str, documents: Sequence[str], **kwargs: Any) -> list[Ranked]:
         """The documents, those first that suit the query best, by an instance for reranking."""
         services = [service for service in self.services if service.rerank]
-        services += [service for service in self.services if service.engine != "llama"]
+        services += self._perhaps_ollama()
         return self._ask(
             services, "reranks", lambda adapter: adapter.rerank(query, documents, **kwargs)
         )
+
+    def _perhaps_ollama(self) -> list[LLMService]:
+        return [one for one in self.services if one.engine != "llama" and not one.is_remote]
 
     def _ask(
         self, services: Sequence[LLMService], work: str, ask: Callable[[LlamaAdapter], T]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
 from .errors import LlmUsageError
 from .generation import Answer, Message, checked_messages
@@ -21,12 +21,6 @@ class ReasoningResult:
     reply_text: str
     sources: list[str] = field(default_factory=list)
     meta: dict[str, Any] | None = None
-
-
-class Speaker(Protocol):
-    """Whoever can say a sentence aloud."""
-
-    def speak(self, text: str, /) -> object: ...
 
 
 class ReasoningBackend(ABC):
@@ -106,17 +100,20 @@ class ReasoningBackend(ABC):
     def reply(
         self,
         text: str,
-        kloros_instance: Speaker | None = None,
+        kloros_instance: object = None,
         *,
         enable_streaming: bool = True,
         **kwargs: Any,
     ) -> ReasoningResult:
-        """The answer; meanwhile `kloros_instance.speak()` is given each of its sentences."""
-        if kloros_instance is None or not enable_streaming:
+        """The answer; meanwhile `kloros_instance.speak()`, if it has that, is given each of its
+        sentences.
+        """
+        speak = getattr(kloros_instance, "speak", None)
+        if speak is None or not enable_streaming:
             return ReasoningResult(self.generate(text, **kwargs))
         with self.stream_sentences(text, **kwargs) as spoken:
             for sentence in spoken:
-                kloros_instance.speak(sentence)
+                speak(sentence)
             return ReasoningResult(spoken.pieces.text.strip())
 
     def _stream(

@@ -111,7 +111,8 @@ class SentenceSplitter:
         """The same for marks that may mean something else, by the words around them."""
         marks, closers = match.groups()
         text, end = self._text, match.end()
-        word = _WORD.search(text, max(0, match.start() - _WORD_CHARS), match.start())
+        near = max(0, match.start() - _WORD_CHARS)
+        word = _WORD.search(text, near, match.start())
         before = word.group().rstrip(_CLOSERS) if word and marks == "." else ""
         stop = _is_end(before, text[: match.start()].strip() == before)
         if stop is not None and not closers and marks == ".":
@@ -119,7 +120,7 @@ class SentenceSplitter:
         following = _NEXT.match(text, end)
         if following is None or (following.end() == len(text) and not final):
             return True if final else None
-        if before.isdigit() and _ORDINAL.search(text, 0, match.start()):
+        if before.isdigit() and _ORDINAL.search(text, near, match.start()):
             return False
         is_spaced = len(before) == len(following.group(1)) == 1
         if is_spaced and text.startswith(".", following.end()):  # "z. B."

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from http.client import HTTPException, IncompleteRead
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -145,7 +146,7 @@ class Reply:
         body = b"".join(self.chunks())
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return body.decode("utf-8", "replace")
 
     def _next(self, chunks: Iterator[bytes]) -> bytes:
@@ -202,7 +203,7 @@ class Wire:
             response = session.request(
                 method,
                 url,
-                data=None if body is None else json.dumps(body).encode(),
+                data=None if body is None else _encoded(body),
                 headers=self._headers | ({} if body is None else _JSON),
                 timeout=(clock.timeouts.connect_s, clock.left()),
                 allow_redirects=False,
@@ -218,6 +219,11 @@ class Wire:
 
 
 _JSON: Final = {"Content-Type": "application/json"}
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    # Half a surrogate pair is no text: it is replaced, as by Ollama.
+    return json.dumps(body, ensure_ascii=False).encode(errors="replace")
 
 
 def normal_url(text: str) -> str:
@@ -277,5 +283,9 @@ def _reason(error: BaseException) -> str:
             return "the connection was reset"
         if isinstance(inner, socket.gaierror):
             return f"no machine has that name ({inner.strerror})"
+        if isinstance(inner, IncompleteRead):
+            return "the connection broke off amid the answer"
+        if isinstance(inner, HTTPException):
+            return "what answers there does not speak HTTP"
         inner = inner.__cause__ or inner.__context__
     return str(error)

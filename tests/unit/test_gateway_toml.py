@@ -100,6 +100,8 @@ def test_everything_arrives(
     assert (live.fallback, live.kind, live.api_key_file) == ("see-1", "dedicated", None)
     assert (see.context_tokens, see.api_key_file) == (4096, tmp_path / "instance-see-1")
     assert embed.embeddings
+    # Nothing is known of these models' sizes.
+    assert live.memory_bytes == live.vram_bytes == {}
     tiny, eyes = config.models.values()
     assert (tiny.aliases, tiny.instances) == (("main", "a/b:c"), ("live", "embed"))
     assert (tiny.path, tiny.mmproj) == (Path("/var/lib/kloros-llm/models/tiny.gguf"), None)

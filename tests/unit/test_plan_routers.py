@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_toml import gateway_toml
 from ansible_collections.kloros.llm.plugins.module_utils.host_facts import children_of
 from ansible_collections.kloros.llm.plugins.module_utils.plan import (
     instance_files,
@@ -190,6 +192,21 @@ def test_the_gateway_asks_it_last(swap: Data, gpu_host: Data) -> None:
     assert gateway["instances"]["swap"]["kind"] == "router"
     assert gateway["instances"]["swap"]["model"] is None
     assert gateway["listeners"][0]["names"] == ["large:latest", "middle:latest", "small:latest"]
+
+
+def test_the_gateway_knows_what_each_model_takes(swap: Data, gpu_host: Data) -> None:
+    plan = make_plan(swap, gpu_host)["plan"]
+    live, router = plan["gateway"]["instances"].values()
+    assert set(live["memory_bytes"]) == {"small"}
+    assert set(router["memory_bytes"]) == set(router["vram_bytes"]) == set(ZOO)
+    rows = plan["memory"]["instances"]["swap/large"]["devices"]
+    assert router["memory_bytes"]["large"] == sum(row["total_mib"] for row in rows) << 20
+    of_gpu = next(row for row in rows if row["uuid"])
+    assert router["vram_bytes"]["large"] == of_gpu["total_mib"] << 20
+    assert router["vram_bytes"]["large"] > router["vram_bytes"]["small"] > 0
+    told = tomllib.loads(gateway_toml(plan["gateway"]))["instances"]
+    assert told["swap"]["vram_bytes"] == router["vram_bytes"]
+    assert told["live"]["memory_bytes"] == live["memory_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from .backend_numbers import ErrorKind
+from .breaker import TRY_S
 from .engine import Engine
 from .engine_answers import INVALID_ANSWER
 from .engine_errors import (
@@ -111,13 +112,18 @@ class Attempts:
         return self._lease(member)
 
     def _choose(self) -> Member | None:
-        """The first that is up; none where one that is loading comes first."""
-        for member in self._candidates:
-            status = member.watch.status
-            if status == "down" or not member.breaker.allows:
-                continue
-            return member if status == "up" else None
-        return None
+        """The first of the model's own instances that is up; else the first fallback that is, or
+        none where an instance that is loading comes before it.
+        """
+        usable = [
+            member
+            for member in self._candidates
+            if member.watch.status != "down" and member.breaker.allows
+        ]
+        for member in usable:
+            if member.watch.status == "up" and member.instance.name in self._declared:
+                return member
+        return usable[0] if usable and usable[0].watch.status == "up" else None
 
     def _is_loaded(self, member: Member) -> bool:
         return member.router is None or member.router.is_loaded(self._model)
@@ -181,7 +187,10 @@ class Attempts:
         engine = member.engine(self._model)
         if self._fresh:
             engine = engine.on_fresh_connection()
-        return Lease(member, engine, member.breaker.enter())
+        tries = member.breaker.enter()
+        if tries:
+            self._pool.tell_in(TRY_S)
+        return Lease(member, engine, tries)
 
     def leave(self, lease: Lease) -> None:
         """The attempt is over, whatever came of it."""
@@ -242,7 +251,7 @@ class Attempts:
         elif kind in {"gone", "cut", "stalled", "invalid"}:
             member.watch.look()
             if member.breaker.fail():
-                asyncio.get_running_loop().call_later(member.breaker.pause_s, self._pool.tell)
+                self._pool.tell_in(member.breaker.pause_s)
 
 
 def _kind(error: Failure) -> ErrorKind:

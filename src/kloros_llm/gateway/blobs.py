@@ -117,6 +117,12 @@ class BlobStore:
                     yield Path(entry.path)
 
 
+def not_written(error: OSError) -> ApiError:
+    """What a client is told where its content or name could not be kept."""
+    why = error.strerror or str(error)
+    return ApiError(500, f"{error.filename}: {why}" if error.filename else why.lower())
+
+
 def _take(file: BinaryIO, hasher: hashlib._Hash, data: bytes, *, last: bool = False) -> None:
     file.write(data)
     hasher.update(data)

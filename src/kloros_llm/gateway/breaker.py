@@ -10,11 +10,13 @@ BreakerState = Literal["closed", "open", "half-open"]
 FAILURES_TO_OPEN = 5
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 30.0
+TRY_S = 10.0
 
 
 class Breaker:
     """Closed until FAILURES_TO_OPEN failures in a row; then open for a pause that doubles each
-    time; then half-open: one request tries, and its outcome closes or opens it.
+    time; then half-open: one request tries, and its outcome closes or opens it. Where that takes
+    longer than TRY_S (it may hang, or its prompt be long), the next one tries too.
 
     `clock` gives seconds, as time.monotonic.
     """
@@ -25,7 +27,7 @@ class Breaker:
         self._failures = 0
         self._pause_s = FIRST_PAUSE_S
         self._open_until: float | None = None
-        self._tried = False
+        self._tried_at: float | None = None
 
     @property
     def state(self) -> BreakerState:
@@ -38,7 +40,10 @@ class Breaker:
     def allows(self) -> bool:
         """Whether a request may go now."""
         state = self.state
-        return state == "closed" or (state == "half-open" and not self._tried)
+        return state == "closed" or (
+            state == "half-open"
+            and (self._tried_at is None or self._clock() >= self._tried_at + TRY_S)
+        )
 
     @property
     def pause_s(self) -> float:
@@ -48,7 +53,7 @@ class Breaker:
     def enter(self) -> bool:
         """A request goes. True: it is the one that tries, and must report or release."""
         if self.state == "half-open":
-            self._tried = True
+            self._tried_at = self._clock()
             return True
         return False
 
@@ -57,20 +62,20 @@ class Breaker:
         if self._open_until is not None:
             self._failures = FAILURES_TO_OPEN - 1
             self._open_until = None
-            self._tried = False
+            self._tried_at = None
 
     def succeed(self) -> None:
         """The engine answered to the end."""
         self._failures = 0
         self._pause_s = FIRST_PAUSE_S
         self._open_until = None
-        self._tried = False
+        self._tried_at = None
 
     def fail(self) -> bool:
         """The engine broke off. True: this opened the breaker."""
         self._failures += 1
         half_open = self.state == "half-open"
-        self._tried = False
+        self._tried_at = None
         if not half_open and (self._open_until is not None or self._failures < FAILURES_TO_OPEN):
             return False
         self._open_until = self._clock() + self._pause_s
@@ -80,10 +85,10 @@ class Breaker:
 
     def release(self) -> None:
         """The one that tried ended without an outcome: its client left, say."""
-        self._tried = False
+        self._tried_at = None
 
     def restarted(self) -> None:
         """A new process serves there: it is tried at once."""
         if self._open_until is not None:
             self._open_until = self._clock()
-            self._tried = False
+            self._tried_at = None

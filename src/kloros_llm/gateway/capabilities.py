@@ -5,11 +5,14 @@ Source: Ollama 0.33, `server/images.go` and `types/model/capability.go`.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .go_template import TemplateError
 from .model_facts import ModelFacts
 from .prompt import parse
 
-_GPT_OSS = ("gptoss", "gpt-oss")
+GPT_OSS = ("gptoss", "gpt-oss")
+"""Their family, in Ollama's files and in others."""
 
 
 def capabilities_of(facts: ModelFacts, template: str | None) -> tuple[str, ...]:
@@ -19,8 +22,8 @@ def capabilities_of(facts: ModelFacts, template: str | None) -> tuple[str, ...]:
         "embedding" if facts.embeds else "completion",
         *(["vision"] if facts.sees else ()),
         *(["audio"] if facts.hears else ()),
-        *(_of_go_template(template) if template is not None else ()),
-        *(["thinking"] if facts.family in _GPT_OSS else ()),
+        *(template_capabilities(template) if template is not None else ()),
+        *(["thinking"] if facts.family in GPT_OSS else ()),
     ]
     return tuple(dict.fromkeys(found))
 
@@ -38,7 +41,10 @@ def _thinks(text: str) -> bool:
     return strips and "reasoning_content" not in text and "<SPECIAL_12>" not in text
 
 
-def _of_go_template(text: str) -> tuple[str, ...]:
+# Each look at the names asks for all of them, and reading one takes milliseconds.
+@lru_cache(maxsize=1024)
+def template_capabilities(text: str) -> tuple[str, ...]:
+    """Those that a Go template gives; none where it cannot be read."""
     try:
         return parse(text).capabilities
     except TemplateError:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from ..core.model_files import record_path
 from ..modelctl.host_plan import DEFAULT_PLAN
-from .blobs import BlobStore
+from .blobs import BlobStore, not_written
 from .config import Config, Listener, Model
 from .errors import ApiError
 from .go_text import quoted
@@ -155,8 +155,9 @@ class Catalogue:
         if not served.instances:
             raise ApiError(
                 400,
-                f"model '{name}' is installed, but no instance serves it: give it to an instance "
-                "of llama_instances, or have a router instance serve it",
+                f"model '{name}' is installed, but no instance serves it: name it in the "
+                "inventory (gguf_models), give it to an instance or a router of llama_instances, "
+                "and run the playbook",
             )
         return served
 
@@ -221,6 +222,10 @@ class Catalogue:
         """Whether a digest ("sha256:…") is that of a layer of a name or of an installed model."""
         return digest in self._state.survey.digests
 
+    def file_with(self, digest: str) -> Path | None:
+        """Where an installed model has a file of this digest."""
+        return self._state.survey.files.get(digest)
+
     def model_with(self, digest: str) -> Model | None:
         """The installed model whose first file has this digest."""
         survey = self._state.survey
@@ -245,7 +250,7 @@ class Catalogue:
         try:
             await asyncio.to_thread(change, *arguments)
         except OSError as error:
-            raise ApiError(500, f"{error.filename}: {error.strerror or error}") from error
+            raise not_written(error) from error
         await self.refresh()
 
     async def pull(self, name: str) -> AsyncGenerator[Line]:
@@ -266,7 +271,7 @@ class Catalogue:
             await self.refresh()
             name = pulled.wanted.name
             entry = self.bare(pulled.outcome.after.name)
-            if name is None or entry is None or name_key(name) in self.configured_keys:
+            if entry is None or name_key(name) in self.configured_keys:
                 return
             before = self.created(name)
             owned = pulled.fresh or bool(before and before.owned)

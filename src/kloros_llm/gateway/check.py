@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,12 +39,8 @@ def _tls_findings(config: Config) -> Iterator[str]:
     for number, listener in enumerate(config.listeners):
         try:
             tls_context(listener)
-        except ssl.SSLError as error:
-            yield (
-                f"listeners[{number}].tls_certificate, tls_key: {listener.tls_certificate} and "
-                f"{listener.tls_key} are no certificate with its key ({error.reason or error}); "
-                "both are needed in PEM, the certificate's chain in the first"
-            )
+        except ValueError as error:
+            yield f"listeners[{number}].tls_certificate, tls_key: {error}"
 
 
 def _name_findings(config: Config) -> Iterator[str]:
@@ -62,6 +57,13 @@ def _name_findings(config: Config) -> Iterator[str]:
                 f'models."{model.name}": {facts.problem}; pull the model (modelctl pull), or '
                 "correct path and mmproj"
             )
+    for settings in config.personas.values():
+        for adapter in settings.adapters:
+            if not adapter.is_file():
+                yield (
+                    f'personas."{settings.name}".adapters: there is no file {adapter}; correct '
+                    "the path, or leave it out"
+                )
     for entry in survey.entries.values():
         persona = entry.persona
         if persona.template is None:

@@ -8,7 +8,7 @@ The form, in full with a comment a key, is in docs/gateway.toml:
     [[listeners]]                address, port, instances, socket_name, origins,
                                  api_key_file, tls_certificate, tls_key
     [instances.NAME]             url, kind, model, context_tokens, slots, embeddings,
-                                 api_key_file, fallback
+                                 api_key_file, fallback, memory_bytes, vram_bytes
     [models."NAME"]              path, mmproj, aliases, instances
     [personas."NAME"]            from, system, template, parameters, messages, license,
                                  adapters, instances
@@ -38,6 +38,7 @@ _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[0-9A-Za-z.+-]*\Z")
 _ROLES = ("system", "user", "assistant", "tool")
 _MOST_TOKENS = 1 << 24
 _MOST_BYTES = 1 << 34
+_MOST_MEMORY_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,11 @@ class Listener:
 
 @dataclass(frozen=True)
 class Instance:
-    """One llama-server. A router has no model of its own; `context_tokens` are those of a slot."""
+    """One llama-server. A router has no model of its own; `context_tokens` are those of a slot.
+
+    `memory_bytes` and `vram_bytes` are by the name of a model: what it takes when it is loaded
+    there, in all and of it on GPUs, as far as that was planned.
+    """
 
     name: str
     url: str
@@ -70,11 +75,16 @@ class Instance:
     embeddings: bool = False
     api_key_file: Path | None = None
     fallback: str | None = None
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    vram_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the store. `instances` serve it, in order of preference; none: only listed."""
+    """A model of the store. `instances` serve it, in order of preference.
+
+    Without any it is not listed; clients can name it in FROM.
+    """
 
     name: str
     path: Path
@@ -224,6 +234,8 @@ def _instance(name: str, table: Table) -> Instance:
         embeddings=table.boolean("embeddings", False),
         api_key_file=_credential(table, "api_key_file"),
         fallback=table.optional_text("fallback"),
+        memory_bytes=table.integers("memory_bytes", _MOST_MEMORY_BYTES),
+        vram_bytes=table.integers("vram_bytes", _MOST_MEMORY_BYTES),
     )
     table.close()
     return instance

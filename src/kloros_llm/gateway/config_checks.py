@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from .toml_table import Findings, found
 if TYPE_CHECKING:
     from .config import Config, Instance, Listener
 
+_NOT_IN_PLACES = re.compile(r"[\s\x00-\x20@?#\\]").search
 _NAME_RULE = (
     "needed a model's name as Ollama has them: letters, digits, '.', '_' and '-', "
     "with namespace/ before and :tag behind"
@@ -48,10 +50,15 @@ def is_loopback(address: str) -> bool:
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
-    """Where `url` leads, http or https; None for anything else."""
+    """Where `url` leads, http or https; None for anything else.
+
+    None too where something stands in it that does not belong to a place: a user, a query.
+    """
     try:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            return None
+        if _NOT_IN_PLACES(url):
             return None
         return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
@@ -81,6 +88,11 @@ def _check_listener(config: Config, listener: Listener, where: str, findings: Fi
             findings.append(
                 f"{where}.origins: found {found(origin)}, needed one * at most, or a beginning "
                 f"among {' '.join(ORIGIN_SCHEMES)}"
+            )
+        elif "/" in origin.partition("://")[2]:
+            findings.append(
+                f"{where}.origins: found {found(origin)}, needed what browsers send: a scheme, a "
+                "host and perhaps a port, without a path or a slash at the end"
             )
     _check_known(listener.instances or (), config.instances, f"{where}.instances", findings)
 
@@ -116,10 +128,10 @@ def _check_sockets(config: Config, findings: Findings) -> None:
 
 def _check_instance(config: Config, instance: Instance, findings: Findings) -> None:
     where = f'instances."{instance.name}"'
-    if instance.url and host_and_port(instance.url) is None:
+    if instance.url and (host_and_port(instance.url) is None or instance.url.endswith("/v1")):
         findings.append(
             f"{where}.url: found {found(instance.url)}, "
-            "needed http://ADDRESS:PORT of a llama-server"
+            "needed http://ADDRESS:PORT of a llama-server; /v1 is not a part of it"
         )
     if instance.kind == "router" and instance.model is not None:
         findings.append(f"{where}.model: a router serves many; name it in those models' instances")

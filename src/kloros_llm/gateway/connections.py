@@ -12,7 +12,6 @@ import socket
 import ssl
 import termios
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, Protocol, cast
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
@@ -129,6 +128,7 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._idle_since = asyncio.get_running_loop().time()
         self._server_of.connections.add(self)
+        self._server_of.unmade -= 1
         self._server_of.observer.connected(1)
         self._expect_header()
         super().connection_made(transport)
@@ -258,11 +258,15 @@ class Connection(web.RequestHandler):
     ) -> None:
         # aiohttp calls it when an answer is written to its end, whatever it was.
         del time
+        # What comes of a body that nobody wanted is no header.
+        request.content.on_eof(self._await_next)
+        self._server_of.observer.answered(request, response.status)
+
+    def _await_next(self) -> None:
         self._phase = _Phase.IDLE
         self._header_bytes = 0
         self._header_tail = b""
         self._idle_since = asyncio.get_running_loop().time()
-        self._server_of.observer.answered(request, response.status)
 
     def handle_error(
         self,
@@ -338,6 +342,9 @@ class ListenerServer:
         self.observer = observer
         self.connections: set[Connection] = set()
         self.draining = False
+        self.unmade = 0
+        """Connections that were accepted and not made: TLS was not agreed on, or not yet."""
+        self._accepted_at = 0.0
         self._sockets = tuple(sockets)
         self._tls = tls
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None)
@@ -346,11 +353,10 @@ class ListenerServer:
     async def start(self) -> None:
         """Accept connections."""
         await self._runner.setup()
-        connect = partial(Connection, self, cast(web.Server, self._runner.server))
         loop = asyncio.get_running_loop()
         for listening in self._sockets:
             server = await loop.create_server(
-                connect,
+                self._accept,
                 sock=listening,
                 backlog=_BACKLOG,
                 ssl=self._tls,
@@ -358,6 +364,11 @@ class ListenerServer:
                 ssl_shutdown_timeout=_TLS_END_S if self._tls else None,
             )
             self._servers.append(server)
+
+    def _accept(self) -> Connection:
+        self.unmade += 1
+        self._accepted_at = asyncio.get_running_loop().time()
+        return Connection(self, cast(web.Server, self._runner.server))
 
     async def stop_accepting(self) -> None:
         """Close this process's listening sockets; those that systemd holds stay open there."""
@@ -378,8 +389,7 @@ class ListenerServer:
     async def drain(self, until: float) -> None:
         """Let answers end by themselves until that time of the loop, then end them."""
         loop = asyncio.get_running_loop()
-        while self.connections and loop.time() < until:
-            now = loop.time()
+        while (now := loop.time()) < until and (self.connections or self._is_greeted(now)):
             for connection in tuple(self.connections):
                 connection.close_if_idle(now)
             await asyncio.sleep(_DRAIN_STEP_S)
@@ -392,6 +402,10 @@ class ListenerServer:
             await asyncio.sleep(_DRAIN_STEP_S)
         for connection in tuple(self.connections):
             connection.force_close()
+
+    def _is_greeted(self, now: float) -> bool:
+        """Whether a client may be about to agree on TLS; who fails to do so is not told of."""
+        return self.unmade > 0 and now - self._accepted_at < _DRAIN_FRESH_S
 
     async def close(self) -> None:
         """Release everything."""

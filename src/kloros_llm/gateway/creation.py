@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from .go_template import TemplateError
 from .layers import ADAPTER, Changes, Layer, from_parent, overlay
 from .model_names import INVALID_NAME, ModelName, display_name, name_key, parse_name
 from .modelfile import OWN_TEMPLATE_WITH_TOOLS
-from .name_changes import check_free
+from .name_changes import check_free, put
 from .personas import Created
 from .prompt import parse
 from .pulls import Line, fetch_for_servers, in_thread, unwritable
@@ -36,6 +37,8 @@ NEITHER: Final = "neither 'from' or 'files' was specified"
 NOT_RELATIVE: Final = "file path must be relative"
 NOT_GGUF: Final = "supplied file was not in GGUF format"
 _PROJECTORS: Final = ("clip", "mmproj")
+# A name may be longer than a file's may be, and the store puts endings behind it.
+_MOST_STEM: Final = 150
 
 
 def check(catalogue: Catalogue, request: CreateRequest) -> ModelName:
@@ -93,7 +96,7 @@ async def create(catalogue: Catalogue, request: CreateRequest) -> AsyncGenerator
         lines = [
             {"status": f"{_how(catalogue, layer)} layer {layer.digest}"} for layer in created.layers
         ]
-        await catalogue.save(created)
+        await put(catalogue, created)
     for line in (*lines, {"status": "writing manifest"}, {"status": "success"}):
         yield line
 
@@ -208,10 +211,10 @@ def _content(catalogue: Catalogue, file: str, digest: str) -> Path:
     path = catalogue.blobs.path(digest)
     if path.is_file():
         return path
-    model = catalogue.model_with(digest)
-    if model is None:
+    installed = catalogue.file_with(digest)
+    if installed is None:
         raise ApiError(400, f"blob not found for {file} (digest {digest}): file does not exist")
-    return model.path
+    return installed
 
 
 def _role(path: Path) -> str:
@@ -235,7 +238,10 @@ def _role_of(header: GgufHeader) -> str:
 def _request(
     directory: Path, settings: FetchSettings, name: ModelName, roles: Mapping[str, Path]
 ) -> FetchRequest:
-    file = re.sub(r"[^A-Za-z0-9._-]+", "-", name.display).strip(".-") + ".gguf"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name.display).strip(".-")
+    if len(stem) > _MOST_STEM:
+        stem = f"{stem[:_MOST_STEM]}-{hashlib.sha256(name.key.encode()).hexdigest()[:12]}"
+    file = f"{stem}.gguf"
     here = read_record(directory / file)
     is_own = here is not None and name_key(here.name) == name.key
     if not is_own and (directory / file).exists():

@@ -19,7 +19,6 @@ from yarl import URL
 from .config import Instance
 from .engine_answers import Answer, ChatAnswer, CompletionAnswer, failure, invalid_answer
 from .engine_errors import (
-    EngineError,
     EngineGoneError,
     EngineLoadingError,
     EngineRefusedError,

@@ -18,6 +18,8 @@ from .watch import Watch
 
 # llama-server closes a connection that was idle for 5 s (cpp-httplib's default).
 _IDLE_S = 4.0
+# uvloop's timers go off up to a millisecond early: who then looks would see nothing new.
+_LATER_S = 0.01
 
 
 class Member:
@@ -103,6 +105,10 @@ class EnginePool:
         """Whatever waits looks again."""
         self._news.set()
         self._news = asyncio.Event()
+
+    def tell_in(self, wait_s: float) -> None:
+        """`tell`, not before so much time has gone."""
+        asyncio.get_running_loop().call_later(wait_s + _LATER_S, self.tell)
 
     async def news(self) -> None:
         """Returns at the next `tell`."""

@@ -195,6 +195,7 @@ class Completion(Generation):
                 yield item
             else:
                 return
+        self._said.clear()
         source = self._source.continued("".join(thoughts))
         prompt = await source.prompt()
         async with aclosing(self._answer(source, prompt, with_format=True)) as items:

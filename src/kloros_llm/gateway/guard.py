@@ -7,6 +7,7 @@ import http
 import logging
 import re
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -164,9 +165,15 @@ class Guard:
             return await self._failed(request, ApiError(400, _MALFORMED))
         except ConnectionError:
             raise
-        except Exception:
+        except Exception as error:
             record = request[RECORD]
-            _log.exception("request %s: %s %s", record.id, request.method, route_of(request))
+            _log.error(
+                "request %s: %s %s\n%s",
+                record.id,
+                request.method,
+                route_of(request),
+                _trace(error, texts=self._log_bodies),
+            )
             return await self._failed(
                 request, ApiError(500, f"internal error, logged under request id {record.id}")
             )
@@ -253,6 +260,22 @@ class Guard:
         if request.content.is_eof() and route_of(request) not in self._uploads:
             body = await request.read()
             request[RECORD].body = body[:_LOGGED_BODY].decode("utf-8", "replace")
+
+
+def _trace(error: BaseException, *, texts: bool) -> str:
+    """Where it was raised. Errors' texts may hold what a client asked: only where that is logged."""
+    if texts:
+        return "".join(traceback.format_exception(error)).rstrip()
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.insert(0, at)
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    return "".join(
+        f"Traceback (most recent call last):\n{''.join(traceback.format_tb(one.__traceback__))}"
+        f"{type(one).__module__}.{type(one).__qualname__}\n"
+        for one in chain
+    ).rstrip()
 
 
 def _error_event(path: str, text: str) -> bytes:

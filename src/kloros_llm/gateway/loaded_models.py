@@ -31,8 +31,8 @@ class InMemory(Protocol):
 def loaded_json(catalogue: Catalogue, listener: Listener, loaded: Iterable[InMemory]) -> bytes:
     """What the listener's instances have in memory, the longest-lived first; each model once.
 
-    `size` is that of the model's files, and `size_vram` is 0: llama-server tells over HTTP neither
-    its buffers nor where they are.
+    `size` and `size_vram` are those that gateway.toml tells, for llama-server tells over HTTP
+    neither its buffers nor where they are. Where it tells nothing, `size` is that of the files.
     """
     forever = datetime.fromtimestamp(time.time() + _FOREVER_S, UTC)
     told: dict[str, tuple[datetime, dict[str, Any]]] = {}
@@ -49,11 +49,11 @@ def loaded_json(catalogue: Catalogue, listener: Listener, loaded: Iterable[InMem
         line = {
             "name": persona.name,
             "model": persona.name,
-            "size": facts.size_bytes,
+            "size": instance.memory_bytes.get(one.model, facts.size_bytes),
             "digest": persona.digest,
             "details": details_of(persona, facts),
             "expires_at": shown_time(expires_at),
-            "size_vram": 0,
+            "size_vram": instance.vram_bytes.get(one.model, 0),
             "context_length": instance.context_tokens,
         }
         before = told.get(persona.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Protocol
@@ -13,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from .access import Access
 from .access_log import RequestRecord
 
 UNKNOWN_MODEL = "unknown"
@@ -147,11 +149,17 @@ class GatewayMetrics:
         return record.served
 
 
-def metrics_application(metrics: GatewayMetrics) -> web.Application:
-    """`GET /metrics`, and nothing else."""
+def metrics_application(metrics: GatewayMetrics, address: str) -> web.Application:
+    """`GET /metrics`, and nothing else; pages in a browser are kept out as from the API."""
+    access = Access(address)
 
-    async def answer(_: web.Request) -> web.Response:
-        text = generate_latest(metrics.registry)
+    async def answer(request: web.Request) -> web.Response:
+        asked = request.headers
+        decision = access.decide(request.method, asked.get("Host", ""), asked.get("Origin", ""))
+        if decision.status is not None:
+            return web.Response(status=decision.status)
+        # Tens of milliseconds where there are many names.
+        text = await asyncio.to_thread(generate_latest, metrics.registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     application = web.Application()

@@ -47,12 +47,13 @@ class Tensor:
 class ModelFacts:
     """What `show`, `tags` and the engines' callers want to know of a model.
 
-    `layers` are its files: the shards in order, then the projector; `adapters` are those that
-    its instances load with it. `model_info` and
-    `projector_info` are the metadata, arrays as None. `problem` says why nothing could be read.
+    `layers` are its files, which lie at `paths`: the shards in order, then the projector's;
+    `adapters` are those that its instances load with it. `model_info` and `projector_info` are
+    the metadata, arrays as None. `problem` says why nothing could be read.
     """
 
     layers: tuple[Layer, ...] = ()
+    paths: tuple[Path, ...] = ()
     family: str = ""
     parameter_size: str = ""
     quantization_level: str = ""
@@ -101,10 +102,13 @@ def _read(model: Model) -> ModelFacts:
     architecture = _text(header, "general.architecture")
     projector = read_model_file(model.mmproj) if model.mmproj else None
     layers = _layers(MODEL, gguf, record)
+    shards = gguf.shards
     if projector:
         layers += _layers(PROJECTOR, projector, record)
+        shards += projector.shards
     return ModelFacts(
         layers=layers,
+        paths=tuple(Path(shard.name) for shard in shards),
         family=architecture,
         parameter_size=human_number(_parameters(gguf)),
         quantization_level=_quantization(header),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..core.model_catalogue import Catalogue as ModelCatalogue
 from ..core.model_catalogue import InUseError
 from ..core.model_files import read_record
@@ -11,10 +13,12 @@ from .config import Listener, Model
 from .errors import ApiError
 from .go_text import quoted
 from .model_names import name_key, parse_name
+from .personas import Created
 from .pulls import in_thread, unwritable
 from .survey import Entry, made_from
 
 COPY_MISSING = "model {quoted} not found"
+_LOG = logging.getLogger(__name__)
 
 
 def check_free(catalogue: Catalogue, name: str) -> None:
@@ -43,7 +47,28 @@ async def copy(catalogue: Catalogue, listener: Listener, source: str, destinatio
         target = parse_name(destination)
         name = target.display if target else destination
         owned = bool(before and before.owned)
-        await catalogue.save(made_from(entry, name, owned=owned))
+        await put(catalogue, made_from(entry, name, owned=owned))
+
+
+async def put(catalogue: Catalogue, created: Created) -> None:
+    """Make the name mean this. A model that came by this API and has lost its last name so goes.
+
+    Call it with `changing` held. Raises ApiError where the name is as it was.
+    """
+    former = catalogue.base(created.name)
+    before = catalogue.created(created.name)
+    await catalogue.save(created)
+    now = catalogue.base(created.name)
+    if not (before and before.owned and former and now):
+        return
+    model = former.persona.model
+    if now.persona.model.path == model.path or catalogue.others_of(model, created.name):
+        return
+    try:
+        await in_thread(lambda: _remove_files(catalogue, model))
+    except ApiError as error:
+        _LOG.warning("%s has no name any more, and stays: %s", model.path, error.text)
+    await catalogue.refresh()
 
 
 async def delete(catalogue: Catalogue, listener: Listener, name: str) -> None:

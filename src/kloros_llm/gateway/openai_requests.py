@@ -119,12 +119,14 @@ def read_body(name: str, fields: Mapping[str, Decoding], body: bytes) -> dict[st
 def chat_request(body: bytes) -> tuple[ChatRequest, bool]:
     """POST /v1/chat/completions; whether a stream is to end with the usage."""
     fields = read_body("ChatCompletionRequest", _CHAT, body)
-    messages = fields.get("messages") or []
+    given = fields.get("messages") or []
+    # A content that is an empty list is no message either.
+    messages = tuple(one for message in given for one in _messages(message or {}, given))
     if not messages:
         raise ApiError(400, "[] is too short - 'messages'")
     request = ChatRequest(
         model=fields.get("model", ""),
-        messages=tuple(one for message in messages for one in _messages(message or {}, messages)),
+        messages=messages,
         options=_options(fields),
         stream=fields.get("stream", False),
         tools=tuple(fields.get("tools") or ()),
@@ -136,6 +138,15 @@ def chat_request(body: bytes) -> tuple[ChatRequest, bool]:
         top_logprobs=_top_logprobs(fields.get("top_logprobs", 0)),
     )
     return request, _wants_usage(fields)
+
+
+def chat_fields(body: bytes) -> dict[str, Any]:
+    """All that a body which `chat_request` takes says, beyond what Ollama knows as well. What
+    that knows is under its own name: Go finds `Messages` too.
+    """
+    said = decode(body)
+    known = read_struct("ChatCompletionRequest", dict.fromkeys(_CHAT, anything), said)
+    return {**anything(Reading(), said), **known}
 
 
 def generate_request(body: bytes) -> tuple[GenerateRequest, bool]:

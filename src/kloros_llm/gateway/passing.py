@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from .access_log import RECORD
+from .access_log import RECORD, RequestRecord
 from .answering import told
 from .backends import Backends, LoadClock
 from .catalogue import Served
@@ -22,6 +24,8 @@ from .json_text import string
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _REASONING = re.compile(rb'"reasoning_content"(?=\s*:)')
 _EVENT_END = b"\n\n"
+_TIMINGS_KEY = b'"timings":'
+_TIMINGS = re.compile(rb'"timings":(\{[^{}]*\})')
 
 MakeBody = Callable[[str], bytes]
 
@@ -54,10 +58,14 @@ async def pass_on(
                 if begun.more is not None:
                     await streamed.prepare(request)
                     write = ChunkWriter(request, streamed).write
+                    last = begun.first
                     await write(_renamed(begun.first, name))
-                    async for event in begun.more:
-                        await write(_renamed(event, name))
+                    async for events in begun.more:
+                        await write(_renamed(events, name))
+                        if _TIMINGS_KEY in events:
+                            last = events
                     await streamed.write_eof()
+                    _count(request[RECORD], last)
                     return streamed
     except ApiError as error:
         if not streamed.prepared:
@@ -65,6 +73,7 @@ async def pass_on(
         await streamed.write(b"data: " + error_body("openai", 500, error.text).data + b"\n")
         await streamed.write_eof()
         return streamed
+    _count(request[RECORD], begun.first)
     return web.Response(
         body=_renamed(begun.first, name), headers={"Content-Type": begun.answer.content_type}
     )
@@ -116,6 +125,15 @@ def _renamed(answer: bytes, name: str) -> bytes:
     """The client's name for the model, and Ollama's for what it thought."""
     model = b'"model":' + string(name).encode()
     return _REASONING.sub(b'"reasoning"', _MODEL.sub(lambda _: model, answer))
+
+
+def _count(record: RequestRecord, answer: bytes) -> None:
+    """What it took, where llama-server says it, in its last event."""
+    if found := _TIMINGS.findall(answer):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            said = json.loads(found[-1])
+            prompt_tokens = said["cache_n"] + said["prompt_n"]
+            record.ended(prompt_tokens, said["predicted_n"], said["predicted_ms"])
 
 
 def is_too_long(error: EngineError) -> bool:

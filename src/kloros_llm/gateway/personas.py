@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 
 from ..core.store_files import sync_directory
 from .config import Model
-from .layers import ADAPTER, MODEL, PROJECTOR, TEXTS, Layer, text_layer
+from .layers import ADAPTER, MESSAGES, MODEL, PARAMS, PROJECTOR, TEXTS, Layer, text_layer
+from .model_names import name_key
 
 _SCHEMA: Final = 1
 _LOG = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class PersonaStore:
         for path in sorted(self.directory.glob("*.json")):
             try:
                 key, created = _from_data(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 _LOG.warning("%s is no record of a created model: %s", path, error)
                 continue
             found[key] = created
@@ -141,9 +142,14 @@ def _to_data(key: str, created: Created) -> dict[str, Any]:
 def _from_data(data: Mapping[str, Any]) -> tuple[str, Created]:
     if data["schema"] != _SCHEMA:
         raise ValueError(f"schema {data['schema']}")
+    key = str(data["key"])
+    if name_key(str(data["name"])) != key:
+        raise ValueError(f"{data['name']!r} is not the name of {key!r}")
     modified_at = datetime.fromisoformat(data["modified_at"])
     instances = data.get("instances")
-    return str(data["key"]), Created(
+    if not isinstance(instances, list | None):
+        raise ValueError(f"{instances!r} are no instances")
+    return key, Created(
         name=str(data["name"]),
         model=str(data["model"]),
         layers=tuple(_layer(one) for one in data["layers"]),
@@ -158,7 +164,10 @@ def _from_data(data: Mapping[str, Any]) -> tuple[str, Created]:
 def _layer(data: Mapping[str, Any]) -> Layer:
     media_type, parent, text = str(data["type"]), str(data["from"]), data["text"]
     if media_type in TEXTS:
-        return text_layer(media_type, str(text), parent)
+        layer = text_layer(media_type, str(text), parent)
+        if media_type in (PARAMS, MESSAGES):
+            json.loads(str(text))
+        return layer
     if media_type == ADAPTER:
         return Layer(media_type, str(data["digest"]), int(data["size"]), parent)
     if media_type not in (MODEL, PROJECTOR):

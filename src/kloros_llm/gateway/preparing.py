@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -9,6 +10,7 @@ from typing import TypeAlias
 from .access_log import RequestRecord
 from .api_requests import ChatRequest, GenerateRequest
 from .api_tools import Message
+from .capabilities import GPT_OSS
 from .catalogue import NOT_FOUND, Served
 from .conversation import Conversation
 from .engine_chat import EngineChat
@@ -19,7 +21,7 @@ from .model_names import parse_name
 from .options import resolve
 from .personas import Persona
 from .services import Services
-from .sources import TemplateSource, TextSource
+from .sources import THINK_TAGS, TemplateSource, TextSource, template_of
 
 RAW_AND_MORE = "raw mode does not support template, system, or context"
 MODEL_REQUIRED = "model is required"
@@ -58,10 +60,24 @@ def chat_generation(
     family = services.catalogue.facts(persona.model).family
     if family == "qwen3" or (name and name.model == "deepseek-r1"):
         conversation = conversation.without_old_thinking()
-    if persona.template is None:
+    template = _go_template(services, persona)
+    if template is None:
         return EngineChat(services.backends, settings, conversation, inline=inline)
-    source = TemplateSource(persona.template, conversation, inline=inline)
+    source = TemplateSource(template, conversation, inline=inline)
     return Completion(services.backends, settings, source)
+
+
+def _go_template(services: Services, persona: Persona) -> str | None:
+    """The Go template that makes a persona's prompts; None: the model's own template does.
+
+    gpt-oss answers in channels, which Ollama takes apart by code of its own, whatever the
+    template; llama-server does so by the model's own. The condition is Ollama's shouldUseHarmony.
+    """
+    template = persona.template
+    facts = services.catalogue.facts(persona.model)
+    if template is not None and facts.family in GPT_OSS and facts.chat_template:
+        return None if "<|start|>" in template and "<|end|>" in template else template
+    return template
 
 
 async def generate_generation(
@@ -75,23 +91,31 @@ async def generate_generation(
     _check(persona, asked.model, "generate", ["insert"] if asked.suffix else [])
     settings = _settings(services, record, served, asked)
     backends = services.backends
+    thinks = bool(think) and not inline
+    own = _go_template(services, persona)
     if asked.raw:
-        return Completion(backends, settings, TextSource(asked.prompt, asked.images))
+        # Ollama tells thinking apart here as well, by the model's template.
+        tags = template_of(own).thinking_tags if own else None
+        raw = TextSource(asked.prompt, asked.images, tags=tags if thinks else None)
+        return Completion(backends, settings, raw)
     messages = _generate_messages(persona, asked)
     conversation = Conversation(messages, (), think)
-    if persona.template is None and not asked.template:
+    if own is None and not asked.template:
         chat = EngineChat(backends, settings, conversation, inline=inline, wants_context=True)
         if not asked.context or not asked.prompt:
             return chat
         before = await chat.detokenize(asked.context)
         text = before + await chat.rendered()
-        source = TextSource(text, asked.images, thinks=bool(think) and not inline)
+        source = TextSource(text, asked.images, tags=THINK_TAGS if thinks else None)
         return Completion(backends, settings, source, wants_context=True)
     before = ""
+    if asked.template:
+        # A long one takes long to read; what was read is kept, and found again.
+        await asyncio.to_thread(template_of, asked.template)
     if asked.context and asked.prompt:
         before = await Generation(backends, settings).detokenize(asked.context)
     template = TemplateSource(
-        persona.template or asked.template,
+        own or asked.template,
         conversation,
         inline=inline,
         asked=asked.template,

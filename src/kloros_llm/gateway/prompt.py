@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
 from .api_tools import Message
@@ -194,12 +195,13 @@ def _names(part: Part, names: set[str]) -> None:
 def collate(messages: Sequence[Message]) -> list[Message]:
     """Neighbours of the same role as one message, but for the answers of tools."""
     collated: list[Message] = []
-    for message in messages:
-        if collated and message.role != "tool" and collated[-1].role == message.role:
-            content = f"{collated[-1].content}\n\n{message.content}"
-            collated[-1] = replace(collated[-1], content=content)
+    for role, group in groupby(messages, key=lambda message: message.role):
+        first, *others = group
+        if role == "tool" or not others:
+            collated += [first, *others]
         else:
-            collated.append(message)
+            content = "\n\n".join(message.content for message in (first, *others))
+            collated.append(replace(first, content=content))
     return collated
 
 
@@ -317,7 +319,7 @@ async def fit_prompt(
     that a tool's answer belongs to, even where they do not fit. `count` is asked about
     log2(messages) times. TemplateError as `render`.
     """
-    starts = [_block_start(messages, at) for at in range(len(messages))] or [0]
+    starts = _starts(messages) or [0]
 
     async def fits(start: int) -> bool:
         kept = _kept(messages, start)
@@ -348,14 +350,15 @@ def _kept(messages: Sequence[Message], start: int) -> list[Message]:
     return [*system, *messages[start:]]
 
 
-def _block_start(messages: Sequence[Message], at: int) -> int:
-    """Where the conversation has to start so that the message at `at` makes sense.
+def _starts(messages: Sequence[Message]) -> list[int]:
+    """Where a conversation may start so that the message at an index makes sense, for each.
 
     The answer of a tool needs the call before it.
     """
-    start = at
-    while start > 0 and messages[start].role == "tool":
-        start -= 1
-    before = messages[start]
-    called = before.role == "assistant" and before.tool_calls
-    return start if start < at and called else at
+    starts: list[int] = []
+    call: int | None = None
+    for at, message in enumerate(messages):
+        if message.role != "tool":
+            call = at if message.role == "assistant" and message.tool_calls else None
+        starts.append(at if call is None else call)
+    return starts

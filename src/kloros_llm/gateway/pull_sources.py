@@ -24,9 +24,12 @@ from ..core.model_users import Users
 from ..modelctl.exit_codes import ModelctlError
 from ..modelctl.host_plan import DEFAULT_PLAN, HostPlan, read_plan
 from .config import Config, Model
-from .model_names import DEFAULT_TAG, ModelName, parse_name
+from .model_names import DEFAULT_TAG, INVALID_NAME, ModelName, parse_name
 
-UNKNOWN: Final = "file does not exist"
+UNKNOWN: Final = (
+    "file does not exist: this server pulls the models of its inventory (gguf_models) and, as "
+    "hf.co/OWNER/REPOSITORY:QUANTISATION, those of the Hub"
+)
 HUB_HOSTS: Final = ("hf.co", "huggingface.co")
 _PREFERRED: Final = ("q4_k_m", "q4_0", "q4_k_s", "q5_k_m", "q8_0")
 _MOST_LISTING_BYTES: Final = 16 << 20
@@ -35,10 +38,12 @@ _QUANT: Final = re.compile(r"(?i)(?:^|[-._])((?:i?q\d|bf16|f16|f32|mxfp4|tq\d)[a
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to fetch. `name` is what clients will call it; None: it has its name already."""
+    """What to fetch. `name` is what clients call it: who pulls a model sees it by that name, also
+    where the store had it already.
+    """
 
     request: FetchRequest
-    name: str | None = None
+    name: str
 
 
 class PullSources:
@@ -67,16 +72,16 @@ class PullSources:
         if text.startswith("hf://"):
             return self._of_source(parse_source(text))
         name = parse_name(text)
-        of_hub = name if name and name.host.lower() in HUB_HOSTS else None
+        if name is None:
+            raise StoreError(INVALID_NAME)
         if known is not None:
-            # Who pulls from the Hub sees the model, also where the store had it already.
-            return Wanted(self._of_known(known), of_hub.display if of_hub else None)
-        if of_hub is not None:
-            return self._of_hub(of_hub, client)
+            return Wanted(self._of_known(known), name.display)
+        if name.host.lower() in HUB_HOSTS:
+            return self._of_hub(name, client)
         planned = self._planned(text)
-        if planned is not None:
-            return Wanted(planned)
-        raise StoreError(UNKNOWN)
+        if planned is None:
+            raise StoreError(UNKNOWN)
+        return Wanted(planned, name.display)
 
     # Names that this host knows
 

@@ -172,7 +172,7 @@ class Pulls:
             request = wanted.request
             store = ModelStore(client, progress)
             expected = await in_thread(lambda: store.plan(request))
-        except (StoreError, SourceError, HttpError) as error:
+        except (StoreError, SourceError, HttpError, OSError) as error:
             raise ApiError(500, f"pull model manifest: {error}") from error
         progress.expect(expected)
         try:

@@ -6,6 +6,7 @@ Source: openai/responses.go of Ollama 0.33.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,8 @@ from .go_decoding import (
 from .ollama_json import Members
 from .openai_requests import image_of, number, read_body, think_of
 from .pieces import ToolCall
+
+_log = logging.getLogger(__name__)
 
 _item = struct(
     "ResponsesInputItem",
@@ -52,16 +55,16 @@ def _input(reading: Reading, value: Any) -> list[dict[str, Any]]:
 
 
 def _tool(reading: Reading, value: Any) -> dict[str, Any] | None:
-    """A function of this API is flat: its fields are brought under `function` first."""
+    """A function of this API is flat: its fields are brought under `function` first. None for
+    what only OpenAI runs (web_search, …): a model that is not told of it does not call it.
+    """
     if not isinstance(value, Members):
         reading.note(kind(value), "openai.ResponsesTool")
         return None
     tool = dict(value)
     if tool.get("type") != "function":
-        raise reading.stop(
-            f"a tool of the type {tool.get('type')!r} is a service of OpenAI's; only functions "
-            "can be called here"
-        )
+        _log.warning("a tool that is no function is left out: %.100r", tool.get("type"))
+        return None
     names = ("name", "description", "parameters")
     function = Members((name, tool[name]) for name in names if name in tool)
     found: list[dict[str, Any]] = TOOLS(
@@ -104,10 +107,9 @@ def responses_request(body: bytes) -> ResponsesRequest:
             "previous_response_id is not supported: nothing is kept between requests, so send "
             "the whole conversation as input",
         )
-    options: dict[str, Any] = {
-        "temperature": fields.get("temperature", 1.0),
-        "top_p": fields.get("top_p", 1.0),
-    }
+    options: dict[str, Any] = {"temperature": fields.get("temperature", 1.0)}
+    if "top_p" in fields:
+        options["top_p"] = fields["top_p"]
     if "max_output_tokens" in fields:
         options["num_predict"] = fields["max_output_tokens"]
     instructions = fields.get("instructions", "")
@@ -156,35 +158,39 @@ def _format(wanted: Any) -> Any:
 
 
 def _messages(items: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Calls in a row are one message of the assistant; what it thought goes with what follows."""
+    """Calls belong to the message before them, thoughts to the one behind: all the assistant's."""
     found: list[Message] = []
     thinking = ""
     for item in items:
         match item.get("type", ""):
             case "reasoning":
                 thinking = item.get("encrypted_content") or _text(item.get("summary"))
-                continue
             case "function_call":
-                call = _call(item)
-                if found and found[-1].role == "assistant" and found[-1].tool_calls:
-                    found[-1] = replace(found[-1], tool_calls=(*found[-1].tool_calls, call))
-                else:
-                    found.append(Message("assistant", thinking=thinking, tool_calls=(call,)))
+                if not (found and found[-1].role == "assistant"):
+                    found.append(Message("assistant"))
+                last = found[-1]
+                calls = (*last.tool_calls, _call(item))
+                found[-1] = replace(last, tool_calls=calls, thinking=thinking or last.thinking)
+                thinking = ""
             case "function_call_output":
                 found.append(_result(item, found))
             case "message" | "":
-                found.append(_message(item, thinking))
+                message = _message(item)
+                if message.role == "assistant":
+                    message, thinking = replace(message, thinking=thinking), ""
+                found.append(message)
             case other:
                 raise ApiError(400, f"unsupported input item type: {other}")
-        thinking = ""
+    if thinking:
+        found.append(Message("assistant", thinking=thinking))
     return tuple(found)
 
 
-def _message(item: Mapping[str, Any], thinking: str) -> Message:
+def _message(item: Mapping[str, Any]) -> Message:
     role = item.get("role", "").lower()
     role = "system" if role == "developer" else role
     content = item.get("content")
-    return Message(role, _text(content), thinking if role == "assistant" else "", _images(content))
+    return Message(role, _text(content), images=_images(content))
 
 
 def _text(content: Any) -> str:

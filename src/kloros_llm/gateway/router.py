@@ -37,12 +37,12 @@ class RouterModels:
         self._keep_alive_ns = keep_alive_ns
         self._uses: dict[str, _Use] = {}
         self._loads: dict[str, asyncio.Task[None]] = {}
-        self._ends: set[asyncio.Task[None]] = set()
+        self._ends: dict[str, asyncio.Task[None]] = {}
         self._ended_at: dict[str, datetime] = {}
 
     def is_loaded(self, model: str) -> bool:
-        """As far as is known."""
-        return model in self._watch.models()
+        """As far as is known, and nobody is ending it."""
+        return model in self._watch.models() and model not in self._ends
 
     async def load(self, model: str) -> None:
         """Returns when it is loaded. All that wait for one model share one load.
@@ -68,6 +68,8 @@ class RouterModels:
             self._start_timer(model, use)
 
     async def _load(self, model: str) -> None:
+        if (end := self._ends.get(model)) is not None:
+            await asyncio.wait((end,))
         try:
             await self._engine(model).load()
         except EngineLoadingError:
@@ -149,9 +151,7 @@ class RouterModels:
     def _end(self, model: str) -> None:
         del self._uses[model]
         self._ended_at[model] = datetime.now(UTC)
-        task = asyncio.get_running_loop().create_task(self._unload(model))
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        self._ends[model] = asyncio.get_running_loop().create_task(self._unload(model))
 
     async def _unload(self, model: str) -> None:
         try:
@@ -160,17 +160,15 @@ class RouterModels:
         except (EngineError, EngineLoadingError, EngineGoneError) as error:
             # Not running any more, or the router is gone: either way nothing is left to end.
             _log.info("%s: unloading %s: %s", self._watch.instance.name, model, error)
+        finally:
+            del self._ends[model]
         self._watch.look()
-
-    async def ended(self) -> None:
-        """Waits for the unloads under way."""
-        await asyncio.gather(*self._ends)
 
     def close(self) -> None:
         """Stops timers and loads. What the router has loaded stays."""
         for use in self._uses.values():
             self._stop_timer(use)
-        for task in (*self._loads.values(), *self._ends):
+        for task in (*self._loads.values(), *self._ends.values()):
             task.cancel()
 
 

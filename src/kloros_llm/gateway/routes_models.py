@@ -17,6 +17,7 @@ from .api_requests import (
     PushRequest,
     ShowRequest,
 )
+from .blobs import not_written
 from .errors import ApiError
 from .go_text import quoted
 from .json_text import compact
@@ -136,7 +137,7 @@ async def take_blob(request: web.Request) -> web.StreamResponse:
     try:
         await catalogue.blobs.receive(digest, request.content.iter_any(), request.content_length)
     except OSError as error:
-        raise ApiError(500, f"{error.filename}: {error.strerror or error}") from error
+        raise not_written(error) from error
     return _empty(201)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -16,12 +17,10 @@ from .catalogue import NOT_FOUND_TRY_PULLING, Served
 from .embedding import in_base64, normalised, written
 from .engine_errors import EngineError
 from .errors import ApiError
-from .go_decoding import Reading, anything
 from .json_text import string
 from .model_names import DEFAULT_NAMESPACE, parse_name
-from .ollama_json import decode
 from .openai_answers import JSON, ChatCompletion, TextCompletion
-from .openai_requests import chat_request, embed_request, generate_request
+from .openai_requests import chat_fields, chat_request, embed_request, generate_request
 from .options import resolve
 from .passing import is_too_long, pass_on
 from .preparing import (
@@ -39,6 +38,9 @@ from .services import SERVICES, Services
 
 _FORM_MODEL = re.compile(rb'(name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)(?=\r\n)')
 
+# Theirs are n_predict and the stop texts of all; llama-server would take the limits for others.
+_OF_THE_OPTIONS = frozenset({"max_tokens", "max_completion_tokens", "stop"})
+
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """A conversation. Without a Go template the engine answers by itself."""
@@ -50,7 +52,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     generation = chat_generation(services, record, served, asked)
     answer = ChatCompletion(asked.model, usage=usage)
     if served.persona.template is None:
-        fields = _chat_fields(services, served, asked, await request.read())
+        said = await parsed_body(request, chat_fields)
+        fields = _engine_fields(services, served, asked, said)
 
         def body(model: str) -> bytes:
             return json.dumps({**fields, "model": model}).encode()
@@ -70,25 +73,25 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return await respond(request, generation, answer, stream=asked.stream)
 
 
-def _chat_fields(
-    services: Services, served: Served, asked: ChatRequest, raw: bytes
+def _engine_fields(
+    services: Services, served: Served, asked: ChatRequest, said: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The client's own body, with what Ollama's defaults and the persona add to it."""
+    """What the client said, with what Ollama's defaults and the persona add to it."""
     persona = served.persona
-    body: dict[str, Any] = anything(Reading(), decode(raw)) or {}
     options = resolve(persona.parameters, asked.options).options
     slot_tokens = services.config.instances[served.instances[0]].context_tokens
     parameters = options.engine_parameters(options.context_tokens(slot_tokens))
-    # Theirs is n_predict, which llama-server would else take for another limit.
-    for limit in ("max_tokens", "max_completion_tokens"):
-        body.pop(limit, None)
-    given = {name: value for name, value in body.items() if value is not None and name != "stop"}
+    given = {
+        name: value
+        for name, value in said.items()
+        if value is not None and name not in _OF_THE_OPTIONS
+    }
     messages = [
         {"role": message.role, "content": message.content} for message in stored_messages(persona)
     ]
     if persona.system and asked.messages[0].role != "system":
         messages.insert(0, {"role": "system", "content": persona.system})
-    added: dict[str, Any] = {"messages": [*messages, *body["messages"]]}
+    added: dict[str, Any] = {"messages": [*messages, *said["messages"]]}
     if asked.think is not None:
         kwargs = given.get("chat_template_kwargs") or {}
         added["chat_template_kwargs"] = {"enable_thinking": bool(asked.think), **kwargs}

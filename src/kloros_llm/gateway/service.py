@@ -62,13 +62,20 @@ def let_the_event_loop_in() -> None:
 
 
 def tls_context(listener: Listener) -> ssl.SSLContext | None:
-    """None for a listener without TLS. Raises OSError (ssl.SSLError is one)."""
+    """None for a listener without TLS. Raises OSError, or ValueError for what is in its files."""
     if listener.tls_certificate is None or listener.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(listener.tls_certificate, listener.tls_key)
+    try:
+        context.load_cert_chain(listener.tls_certificate, listener.tls_key)
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"{listener.tls_certificate} and {listener.tls_key} are no certificate with its key "
+            f"({error.reason or error}); both are needed in PEM, the certificate's chain in the "
+            "first"
+        ) from error
     return context
 
 
@@ -138,7 +145,7 @@ class Gateway:
         if where is None:
             return None
         server = ListenerServer(
-            metrics_application(self._metrics),
+            metrics_application(self._metrics, where.address),
             bound_sockets(where.address, where.port),
             self._config.limits,
             self._metrics.own_listener,
@@ -211,10 +218,7 @@ class Gateway:
     async def _reload(self) -> None:
         try:
             config = await asyncio.to_thread(read_config, self._path)
-            for listener, guard, tls in self._guards:
-                guard.access = await asyncio.to_thread(access_of, listener)
-                if tls and listener.tls_certificate and listener.tls_key:
-                    tls.load_cert_chain(listener.tls_certificate, listener.tls_key)
+            await asyncio.to_thread(self._reload_credentials)
         except (ConfigError, OSError, ValueError) as error:
             _log.error("%s\nWhat was in force stays so.", error)
             return
@@ -240,6 +244,17 @@ class Gateway:
             raise
         self._config = config
         _log.info("%s is in force: %s", self._path, ", ".join(changed) or "nothing changed")
+
+    def _reload_credentials(self) -> None:
+        """All of them or none. Raises OSError and ValueError."""
+        accesses = [access_of(listener) for listener, _, _ in self._guards]
+        for listener, _, _ in self._guards:
+            # A context that has been given half a pair serves nobody any more.
+            tls_context(listener)
+        for (listener, guard, tls), access in zip(self._guards, accesses, strict=True):
+            guard.access = access
+            if tls and listener.tls_certificate:
+                tls.load_cert_chain(listener.tls_certificate, listener.tls_key)
 
     def _open(self) -> int:
         return sum(len(server.connections) for server in self._servers)

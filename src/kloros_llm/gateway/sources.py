@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from .tool_calls import ToolParser, first_token
 THINK_TAGS = ("<think>", "</think>")
 # Some tens of milliseconds; a conversation of a hundred messages takes a tenth of it.
 _AT_ONCE_STEPS = 20_000
+# What is done with each of them before the first step takes some microseconds.
+_AT_ONCE_MESSAGES = 500
 
 
 class Tokenize(Protocol):
@@ -49,11 +52,13 @@ class Source(Protocol):
 
 
 class TextSource:
-    """A prompt as it is. `think`: the model is one that may think, in the usual tags."""
+    """A prompt as it is. `tags` are around the thinking that is looked for; none: it is not."""
 
-    def __init__(self, text: str, images: Sequence[bytes] = (), *, thinks: bool = False) -> None:
+    def __init__(
+        self, text: str, images: Sequence[bytes] = (), *, tags: tuple[str, str] | None = None
+    ) -> None:
         self._prompt = Prompt(text, tuple(images))
-        self._thinks = thinks
+        self._tags = tags
 
     async def prompt(self) -> Prompt:
         """The text."""
@@ -66,20 +71,22 @@ class TextSource:
 
     def continued(self, thinking: str) -> TextSource:
         """With the thinking at its end."""
-        opening, closing = THINK_TAGS
-        text = f"{self._prompt.text}{opening}\n{thinking}\n{closing}\n\n"
-        return TextSource(text, self._prompt.images)
+        opening, closing = self._tags or THINK_TAGS
+        text = self._prompt.text
+        if not text.rstrip().endswith(opening):
+            text += f"{opening}\n"
+        return TextSource(f"{text}{thinking}\n{closing}\n\n", self._prompt.images)
 
     def thinking_parser(self, prompt: Prompt) -> ThinkingParser | None:
-        """With the usual tags."""
-        return ThinkingParser(*THINK_TAGS, prompt=prompt.text) if self._thinks else None
+        """With its tags."""
+        return ThinkingParser(*self._tags, prompt=prompt.text) if self._tags else None
 
     def tool_parser(self) -> None:
         """A text has no tools."""
 
     def markers(self) -> tuple[str, ...]:
-        """The usual tags."""
-        return THINK_TAGS if self._thinks else ()
+        """Its tags."""
+        return self._tags or ()
 
 
 class TemplateSource:
@@ -111,11 +118,11 @@ class TemplateSource:
 
     async def prompt(self) -> Prompt:
         """The whole conversation. Raises ApiError where the template cannot be rendered."""
-        try:
-            return self._made(_AT_ONCE_STEPS)
-        except TemplateError:
-            # It may only be long. In a thread it has all the steps there are, and holds up nobody.
-            pass
+        if len(self._conversation.messages) <= _AT_ONCE_MESSAGES:
+            # Where that fails, it may only be long.
+            with suppress(TemplateError):
+                return self._made(_AT_ONCE_STEPS)
+        # In a thread it has all the steps there are, and holds up nobody.
         try:
             return await asyncio.to_thread(self._made, MOST_STEPS)
         except TemplateError as error:

@@ -58,7 +58,8 @@ class Survey:
 
     `models` holds all that are installed, also those that no client sees, and `bare` what they
     are without a persona; `created` what clients made; `digests` are the contents that need no
-    upload; `configured` are the keys of gateway.toml's names.
+    upload, and `files` those of them that are the models' files; `configured` are the keys of
+    gateway.toml's names.
     """
 
     entries: Mapping[str, Entry]
@@ -66,11 +67,12 @@ class Survey:
     facts: Mapping[Path, ModelFacts]
     created: Mapping[str, Created]
     digests: frozenset[str]
+    files: Mapping[str, Path]
     bare: Mapping[str, Entry]
     configured: frozenset[str]
 
 
-EMPTY: Final = Survey({}, {}, {}, {}, frozenset(), {}, frozenset())
+EMPTY: Final = Survey({}, {}, {}, {}, frozenset(), {}, {}, frozenset())
 
 
 def made_from(entry: Entry, name: str, *, owned: bool) -> Created:
@@ -155,8 +157,12 @@ class _Surveyor:
             if key not in self._entries:
                 self._add_created(key, created)
         layers = [layer for entry in self._entries.values() for layer in entry.persona.layers]
-        layers += [layer for facts in self._facts.values() for layer in facts.layers]
-        digests = frozenset(layer.digest for layer in layers)
+        files = {
+            layer.digest: path
+            for facts in self._facts.values()
+            for layer, path in zip(facts.layers, facts.paths, strict=True)
+        }
+        digests = frozenset(layer.digest for layer in layers) | files.keys()
         bare = {key: self._bare(key, model) for key, model in self._models.items()}
         return Survey(
             self._entries,
@@ -164,6 +170,7 @@ class _Surveyor:
             self._facts,
             self._created,
             digests,
+            files,
             bare,
             configured,
         )
@@ -233,8 +240,9 @@ class _Surveyor:
             modified_at=created.modified_at,
             requires=created.requires,
         )
-        chosen = model.instances if created.instances is None else created.instances
-        self._entries[key] = Entry(key, persona, chosen)
+        # The inventory may have lost those that served it when it was made.
+        chosen = [one for one in created.instances or () if one in self._config.instances]
+        self._entries[key] = Entry(key, persona, tuple(chosen) or model.instances)
 
     def _persona(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class Table:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     def key(self, key: str) -> str:
         """The whole name of `key`, for a finding."""
@@ -92,6 +95,13 @@ class Table:
             self.note(key, f"found {value}, needed {least} to {most}")
             return default
         return value
+
+    def integers(self, key: str, most: int) -> dict[str, int]:
+        """A table of whole numbers of 0 to `most`, whatever their names are."""
+        table = self.table(key)
+        if table is None:
+            return {}
+        return {name: table.integer(name, 0, 0, most) for name in table}
 
     def seconds(self, key: str, default: float) -> float:
         """A time above 0 in seconds."""

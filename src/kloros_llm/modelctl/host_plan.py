@@ -21,7 +21,7 @@ class Instance:
     """One llama-server of the plan. `model_files` are all files that it loads.
 
     `key_file` is where its API key lies, readable by root alone; None where it asks for none.
-    `modes` are those of the programs that use it.
+    `modes` are those of the programs that use it. A router has no `model` of its own but `models`.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Instance:
     modes: tuple[str, ...]
     embeddings: bool
     rerank: bool
+    models: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -149,4 +150,5 @@ def _instance(data: Mapping[str, Any], config_dir: Path) -> Instance:
         modes=tuple(data.get("modes", ())),
         embeddings=bool(data.get("embeddings")),
         rerank=bool(data.get("rerank")),
+        models=tuple(data.get("models", ())),
     )

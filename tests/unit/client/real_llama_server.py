@@ -35,10 +35,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(port: int, *options: str) -> subprocess.Popen[bytes]:
+def start(port: int, *options: str | Path) -> subprocess.Popen[bytes]:
     """Starts it; it may still load."""
+    return _run(port, "--model", MODEL, *options)
+
+
+def _run(port: int, *options: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["nice", BINARY, "--model", MODEL, "--port", str(port), "--threads", "1", *options],
+        ["nice", BINARY, "--port", str(port), "--threads", "1", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -47,9 +51,22 @@ def start(port: int, *options: str) -> subprocess.Popen[bytes]:
 @contextmanager
 def real_llama_server(*options: str) -> Iterator[str]:
     """One that is ready; the value is its URL."""
+    with _running("--model", MODEL, *options) as url:
+        yield url
+
+
+@contextmanager
+def real_router(presets: Path) -> Iterator[str]:
+    """One in router mode, with one model at a time; the value is its URL."""
+    with _running("--models-preset", presets, "--models-max", "1") as url:
+        yield url
+
+
+@contextmanager
+def _running(*options: str | Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = start(port, *options)
+    process = _run(port, *options)
     try:
         deadline = time.monotonic() + START_S
         while not check_llama_health(url):

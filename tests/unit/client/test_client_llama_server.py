@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,19 @@ from kloros_llm import (
     LlmContextError,
     LlmInterruptedError,
     LlmLoadingError,
+    LlmModelNotFoundError,
     LlmUnsupportedError,
     Timeouts,
     check_llama_health,
 )
-from tests.unit.client.real_llama_server import free_port, needs_real, real_llama_server, start
+from tests.unit.client.real_llama_server import (
+    MODEL,
+    free_port,
+    needs_real,
+    real_llama_server,
+    real_router,
+    start,
+)
 
 pytestmark = needs_real
 CAPITAL = "What is the capital of France?"
@@ -201,6 +210,27 @@ def test_one_that_loads_is_waited_for_and_a_killed_one_is_told() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_router(tmp_path: Path) -> None:
+    presets = tmp_path / "models.ini"
+    sections = (
+        f"[m{number}]\nalias = {name}\nmodel = {MODEL}\nctx-size = 512\nparallel = 1\n"
+        for number, name in enumerate(("a:1b", "b:1b"))
+    )
+    presets.write_text("version = 1\n\n" + "\n".join(sections))
+    with real_router(presets) as url:
+        assert LlamaAdapter(url).list_models() == ["a:1b", "b:1b"]
+        adapter = LlamaAdapter(url, "b:1b", options=SURE)
+        assert adapter.generate(CAPITAL, num_predict=4)
+        long = "Nothing here. " * 900 + f"\n{CAPITAL}"
+        assert adapter.generate(long, num_predict=4)
+        with pytest.raises(LlmModelNotFoundError):
+            adapter.generate("Hi", model="c:1b")
+
+
+def test_what_is_no_text_is_replaced(adapter: LlamaAdapter) -> None:
+    assert adapter.generate("Say \ud83c.", num_predict=2)
 
 
 def test_embeddings_of_a_server_that_has_them() -> None:

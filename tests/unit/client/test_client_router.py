@@ -92,6 +92,17 @@ def test_a_mode_is_served_by_who_has_it_then_by_its_namesake_then_by_live(
     }
 
 
+def test_a_router_of_the_plan_is_asked_for_the_first_of_its_models(
+    host: ModelctlHost, engines: dict[str, StandInEngine]
+) -> None:
+    router = {"url": engines["a"].url, "modes": ["live"], "model": "", "models": ["x:1b", "y:1b"]}
+    backend = LLMRouter("llama", plan=write_plan(host, hot=router))
+    assert backend.get_available_services()["local"]["live"]["model"] == "x:1b"
+    backend.generate("Hi")
+    backend.generate("Hi", model="y:1b")
+    assert [one.body["model"] for one in engines["a"].asked] == ["x:1b", "y:1b"]
+
+
 def test_the_environment_goes_before_the_plan(
     host: ModelctlHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,7 +421,7 @@ def test_a_reply_is_spoken_while_it_comes() -> None:
         assert backend.reply("Hi", voice) == whole
         assert voice.said == ["One.", "Two!", "The end"]
         assert backend.reply("Hi", voice, enable_streaming=False) == whole
-        assert backend.reply("Hi") == whole
+        assert backend.reply("Hi") == backend.reply("Hi", object()) == whole
         assert len(voice.said) == 3
 
 

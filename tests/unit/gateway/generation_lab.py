@@ -61,6 +61,7 @@ PERSONAS = (
     persona("templated", CHATML),
     persona("caller", TOOLS_TEMPLATE),
     persona("thinker", THINK_TEMPLATE),
+    persona("channels", CHATML.replace("im_start", "start").replace("im_end", "end")),
     persona("filler", "{{ .Prompt }}<fill>{{ .Suffix }}"),
     persona(
         "tuned",
@@ -134,6 +135,9 @@ class Lab:
     engine: StandInEngine = field(default_factory=StandInEngine)
     think_inline: bool = False
     context_tokens: int = 4096
+    architecture: str = "llama"
+    log: io.StringIO = field(default_factory=io.StringIO)
+    """The access log, once it has run."""
 
     def run(self, use: Callable[[Client], Awaitable[_Result]]) -> _Result:
         """Start everything, use it, stop it."""
@@ -154,7 +158,7 @@ class Lab:
             await catalogue.start()
             await backends.start()
             metrics = GatewayMetrics()
-            access_log = AccessLog(io.StringIO())
+            access_log = AccessLog(self.log)
             guard = Guard(
                 "here",
                 Access("127.0.0.1", ()),
@@ -184,7 +188,7 @@ class Lab:
         models_dir = self.folder / "models"
         models_dir.mkdir(exist_ok=True)
         path = models_dir / "small.gguf"
-        _small().write_sparse(path)
+        _small(self.architecture).write_sparse(path)
         return Config(
             listeners=(Listener("127.0.0.1", 11434),),
             instances={
@@ -201,12 +205,12 @@ class Lab:
         )
 
 
-def _small() -> GgufMaker:
+def _small(architecture: str) -> GgufMaker:
     maker = GgufMaker()
-    maker.string("general.architecture", "llama")
-    maker.number("llama.context_length", U32, 8192)
-    maker.number("llama.embedding_length", U32, 8)
-    maker.number("llama.rope.freq_base", F32, 10000)
+    maker.string("general.architecture", architecture)
+    maker.number(f"{architecture}.context_length", U32, 8192)
+    maker.number(f"{architecture}.embedding_length", U32, 8)
+    maker.number(f"{architecture}.rope.freq_base", F32, 10000)
     maker.string("tokenizer.chat_template", _JINJA)
     maker.tensor("token_embd.weight", (8, 8))
     return maker

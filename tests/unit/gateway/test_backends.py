@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from kloros_llm.gateway import attempts as attempts_module
+from kloros_llm.gateway import breaker as breaker_module
 from kloros_llm.gateway import engine as engine_module
 from kloros_llm.gateway.backends import SERVER_BUSY, Backends, LoadClock, Loaded
 from kloros_llm.gateway.breaker import FAILURES_TO_OPEN
@@ -413,6 +416,48 @@ def test_a_try_that_its_client_left_makes_way_for_the_next() -> None:
     run({"live": live}, use)
 
 
+async def opened(backends: Backends, live: StandInEngine, *then: Fault) -> None:
+    """With as many failures as it takes; the next request meets the first of `then`."""
+    live.faults += [Fault("reset", after=1)] * FAILURES_TO_OPEN
+    live.faults += then
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(EngineGoneError):
+            await text(backends)
+    assert backends.state("live").breaker == "open"
+
+
+def test_a_timer_that_goes_off_early_leaves_nobody_waiting() -> None:
+    live = StandInEngine()
+
+    async def use(backends: Backends) -> None:
+        await opened(backends, live)
+        # As uvloop's do, if by less; asyncio's own are late by up to some milliseconds.
+        breaker = backends._pool.members["live"].breaker
+        breaker._clock = lambda: time.monotonic() - 0.008
+        assert await text(backends) == TEXT
+
+    run({"live": live}, use, limits=Limits(wait_s=4))
+
+
+def test_a_try_that_hangs_makes_way_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (attempts_module, breaker_module):
+        monkeypatch.setattr(module, "TRY_S", 0.3)
+    live = StandInEngine()
+
+    async def use(backends: Backends) -> None:
+        await opened(backends, live, Fault("hang"))
+        trying = asyncio.create_task(text(backends))
+        await until(lambda: len(live.asked) == FAILURES_TO_OPEN + 1)
+        answer = asyncio.create_task(text(backends))
+        await until(lambda: backends.numbers.waiting == 1)
+        assert await answer == TEXT
+        assert not trying.done()
+        assert backends.state("live").breaker == "closed"
+        trying.cancel()
+
+    run({"live": live}, use, limits=Limits(wait_s=8))
+
+
 def test_a_restarted_engine_is_tried_though_the_breaker_is_open() -> None:
     live = StandInEngine()
 
@@ -462,6 +507,22 @@ def test_an_instance_that_loads_is_waited_for_though_it_has_a_fallback() -> None
         assert not code.asked
 
     run({"live": live, "code": code}, use, fallbacks={"live": "code"})
+
+
+def test_another_instance_of_the_model_serves_while_the_first_loads() -> None:
+    """It is no fallback: both have the same model."""
+    one, two = StandInEngine(), StandInEngine(pieces=("two",), answer_tokens=1)
+    one.loading = True
+
+    async def use(backends: Backends) -> None:
+        target = asked_for("one", "two")
+        assert await text(backends, target) == "two"
+        assert not backends.numbers.fallbacks
+        one.loading = False
+        await until(lambda: backends.state("one").status == "up")
+        assert await text(backends, target) == TEXT
+
+    run({"one": one, "two": two}, use)
 
 
 def test_an_engine_that_dies_under_a_request_hands_it_to_the_fallback() -> None:
@@ -654,6 +715,26 @@ def test_ready_loads_and_unload_ends() -> None:
         backends.unload(target)
         await until(lambda: box.models["m:1"] == "unloaded")
         assert await text(backends, target) == TEXT
+
+    run({"box": box}, use)
+
+
+def test_who_comes_while_a_model_is_being_ended_has_it_loaded_again() -> None:
+    """And is not cut off by that end."""
+    box = StandInEngine(router_models=["m:1"])
+    target = asked_for("box")
+
+    async def use(backends: Backends) -> None:
+        await text(backends, target)
+        backends.unload(target)
+        router = backends._pool.members["box"].router
+        assert router is not None
+        while not router._ends:
+            await asyncio.sleep(0)
+        assert await text(backends, target) == TEXT
+        paths = [one.path for one in box.asked if one.path != "/models"]
+        load, use_ = "/models/load", "/completion"
+        assert paths == [load, use_, "/models/unload", load, use_]
 
     run({"box": box}, use)
 

@@ -6,6 +6,7 @@ from kloros_llm.gateway.breaker import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
+    TRY_S,
     Breaker,
 )
 
@@ -79,6 +80,18 @@ def test_a_try_without_outcome_leaves_it_to_the_next() -> None:
     breaker.release()
     assert breaker.allows
     assert breaker.enter()
+
+
+def test_a_try_that_hangs_does_not_keep_the_others_out() -> None:
+    breaker, clock = opened()
+    clock.now += FIRST_PAUSE_S
+    assert breaker.enter()
+    clock.now += TRY_S / 2
+    assert not breaker.allows
+    clock.now += TRY_S / 2
+    assert breaker.allows
+    assert breaker.enter()
+    assert not breaker.allows
 
 
 def test_a_new_process_is_tried_at_once() -> None:

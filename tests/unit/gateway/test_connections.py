@@ -201,6 +201,21 @@ def test_a_header_that_is_too_large_is_refused(header: bytes, pieces: int) -> No
     assert lab.seen.statuses == []
 
 
+def test_a_body_that_comes_behind_its_answer_is_no_header() -> None:
+    async def test(lab: Lab) -> None:
+        reader, writer = await lab.connect()
+        writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        assert (await answer(reader))[0].startswith(b"HTTP/1.1 404 ")
+        for _ in range(100):
+            writer.write(b"x" * 1000)
+            await asyncio.sleep(0.001)
+        for _ in range(2):
+            writer.write(GET)
+            assert (await answer(reader))[1] == b"quick"
+
+    assert in_lab(test).seen.ended_for == []
+
+
 def test_a_header_without_end_behind_a_request_is_refused_too() -> None:
     async def test(lab: Lab) -> None:
         reader, writer = await lab.connect()

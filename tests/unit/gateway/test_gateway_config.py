@@ -40,6 +40,15 @@ def findings(folder: Path, text: str) -> tuple[str, ...]:
     return refused.value.findings
 
 
+def test_what_models_take_is_by_their_names(tmp_path: Path) -> None:
+    head = HEAD.replace('[models."m"]', 'memory_bytes = {"m" = 7, "a/b:c" = 8}\n[models."m"]')
+    instance = read(tmp_path, head).instances["live"]
+    assert instance.memory_bytes == {"m": 7, "a/b:c": 8}
+    assert instance.vram_bytes == {}
+    (finding,) = findings(tmp_path, head.replace("= 8", "= -1"))
+    assert finding.startswith('instances."live".memory_bytes.a/b:c: found -1, needed 0 to')
+
+
 def test_the_documented_example() -> None:
     config = read_config(EXAMPLE)
     assert [listener.port for listener in config.listeners] == [11434, 11435]
@@ -176,6 +185,12 @@ port = 9000
         (HEAD + "[[listeners]]\nport = 11435\naddress = '::'", "[1].api_key_file: missing"),
         (HEAD.replace("8080", "8080:1"), "url: found 'http://127.0.0.1:8080:1'"),
         (HEAD.replace("http://127.0.0.1:8080", "http://[::1"), "url: found 'http://[::1'"),
+        (HEAD.replace("8080", "8080/v1/"), "needed http://ADDRESS:PORT of a llama-server; /v1 is"),
+        (HEAD.replace("8080", "8080/?x=y"), "url: found 'http://127.0.0.1:8080/?x=y', needed"),
+        (HEAD.replace("//127", "//user:secret@127"), "needed http://ADDRESS:PORT"),
+        (HEAD.replace(":8080", " :8080"), "needed http://ADDRESS:PORT"),
+        (HEAD.replace("8080", "0"), "needed http://ADDRESS:PORT"),
+        (HEAD.replace("11434", "11434\norigins = ['https://a.example/']"), "a slash at the end"),
         (HEAD.replace('model = "m"', ""), 'live".model: missing; name the model, or write kind'),
         (HEAD.replace('model = "m"', 'model = "m"\nkind = "router"'), "a router serves many"),
         (HEAD.replace('model = "m"', 'model = "m"\nfallback = "live"'), "circle: live → live"),

@@ -169,6 +169,19 @@ def test_raw_goes_as_it_is(tmp_path: Path) -> None:
     assert client.paths() == ["/completion"]
 
 
+def test_thinking_is_told_apart_in_raw_answers_too(tmp_path: Path) -> None:
+    body = {"model": "thinker", "prompt": "as is", "raw": True, "stream": False}
+    for more, expected in (
+        ({}, ("yes", "so")),
+        ({"think": False}, ("<think>so</think>yes", None)),
+        ({"format": "json"}, ("<think>so</think>yes", "so")),
+    ):
+        engine = StandInEngine(pieces=("<think>", "so", "</think>", "yes"), answer_tokens=4)
+        answer, client = Lab(tmp_path, engine).post("/api/generate", body | more)
+        assert (answer.json["response"], answer.json.get("thinking")) == expected
+    assert client.asked("/completion")[-1]["prompt"] == "as is<think>\nso\n</think>\n\n"
+
+
 def test_a_suffix_needs_a_template_for_it(tmp_path: Path) -> None:
     body = {"model": "filler", "prompt": "a", "suffix": "b", "stream": False}
     answer, client = Lab(tmp_path).post("/api/generate", body)
@@ -223,6 +236,19 @@ def test_thinking_stays_in_the_text_for_who_did_not_ask(tmp_path: Path) -> None:
     assert "thinking" not in answer.json["message"]
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_gpt_oss_has_its_channels_taken_apart_by_the_engine(tmp_path: Path, path: str) -> None:
+    body = {"messages": HELLO, "prompt": "hello", "stream": False}
+    for architecture, model, asked in (
+        ("gpt-oss", "channels", "/v1/chat/completions"),
+        ("gpt-oss", "templated", "/completion"),
+        ("llama", "channels", "/completion"),
+    ):
+        lab = Lab(tmp_path, architecture=architecture)
+        _, client = lab.post(path, body | {"model": model})
+        assert client.paths()[0] == asked
+
+
 def test_a_format_waits_until_the_model_has_thought(tmp_path: Path) -> None:
     engine = StandInEngine(pieces=("<think>", "so", "</think>", "{"), answer_tokens=4)
     answer, client = Lab(tmp_path, engine).post(
@@ -233,6 +259,14 @@ def test_a_format_waits_until_the_model_has_thought(tmp_path: Path) -> None:
     assert second["json_schema"] == {"type": "object"}
     assert second["prompt"].endswith("assistant: <think>so</think>\n")
     assert answer.json["message"]["thinking"] == "so"
+    engine = StandInEngine(pieces=("<think>", "so", "</think>", "{"), answer_tokens=4)
+    answer, client = Lab(tmp_path, engine).post(
+        "/api/generate", {"model": "thinker", "prompt": "x", "format": "json", "stream": False}
+    )
+    # The context is what it came from in the end; what the first request answered is no part of it.
+    text = client.asked("/completion")[1]["prompt"] + "<think>so</think>{"
+    assert client.asked("/tokenize")[-1]["content"] == text
+    assert answer.json["context"] == engine._tokens(text)
 
 
 def test_tool_calls_of_both_ways(tmp_path: Path) -> None:

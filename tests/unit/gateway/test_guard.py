@@ -79,7 +79,11 @@ class Lab:
         raise ApiError(404, "model 'x' not found")
 
     async def _broken(self, _: web.Request) -> web.Response:
-        raise KeyError("a secret")
+        what = "private"
+        try:
+            return web.Response(text=str(1 / 0))
+        except ZeroDivisionError as error:
+            raise KeyError(what) from error
 
     async def _empty(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -168,16 +172,23 @@ def test_an_error_has_the_form_of_its_api() -> None:
     in_lab(test)
 
 
-def test_what_nobody_expected_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("prompts", [False, True])
+def test_what_nobody_expected_is_logged_and_not_told(
+    caplog: pytest.LogCaptureFixture, prompts: bool
+) -> None:
     async def test(lab: Lab, session: ClientSession) -> None:
         async with session.get(lab.url("/api/broken"), headers={"X-Request-Id": "me"}) as answer:
             assert answer.status == 500
             assert await answer.json() == {"error": "internal error, logged under request id me"}
 
     with caplog.at_level(logging.ERROR):
-        in_lab(test)
+        in_lab(test, log_bodies=prompts)
     assert "request me: GET /api/broken" in caplog.text
-    assert "a secret" in caplog.text
+    assert "in _broken" in caplog.text
+    assert "KeyError" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    # Its text may hold what was asked.
+    assert ("private" in caplog.text) is prompts
 
 
 @pytest.mark.parametrize(

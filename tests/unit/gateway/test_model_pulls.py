@@ -15,6 +15,7 @@ import pytest
 
 from kloros_llm.core.model_files import read_record
 from kloros_llm.gateway.config import Model
+from kloros_llm.gateway.errors import ApiError
 from testbed.stand_in_hub import StandInHub
 from tests.unit.gateway.models_lab import Answer, Client, House, install
 from tests.unit.gguf_maker import U32, GgufMaker
@@ -120,6 +121,26 @@ def test_what_the_store_had_before_is_seen_by_who_pulls_it(house: House) -> None
     house.run(pulled)
 
 
+def test_who_pulls_a_model_that_only_the_store_knows_sees_it(house: House, hub: StandInHub) -> None:
+    path = install(house.models_dir, "spare.gguf", "spare:1b", sha256="2" * 64)
+
+    async def use(client: Client) -> None:
+        assert (await pull(client, "Spare:1b")).lines[-1] == {"status": "success"}
+        assert "Spare:1b" in await client.names()
+        listener = house.config.listeners[0]
+        with pytest.raises(ApiError, match="installed, but no instance serves it") as refused:
+            client.gateway.catalogue.find(listener, "spare:1b")
+        assert refused.value.status == 400
+        # It did not come by this API, and does not go by it.
+        deleted = await client.ask("DELETE", "/api/delete", {"model": "spare:1b"})
+        assert deleted.status == 200
+        assert "Spare:1b" not in await client.names()
+
+    house.run(use)
+    assert path.exists()
+    assert not hub.requests
+
+
 @pytest.mark.parametrize(
     ("text", "file"),
     [
@@ -169,9 +190,8 @@ def test_files_of_this_host_are_never_pulled(house: House, tmp_path: Path) -> No
     async def use(client: Client) -> None:
         for text in (f"file:{secret}", f"file://{secret}", "..", "", "a b"):
             answer = await pull(client, text)
-            assert answer.error in (
-                "invalid model name",
-                "pull model manifest: file does not exist",
+            assert answer.error.startswith(
+                ("invalid model name", "pull model manifest: file does not exist: this server")
             ), text
         assert not list(house.models_dir.glob("secret*"))
 
@@ -347,7 +367,7 @@ def test_create_from_a_name_of_the_hub_pulls_it(house: House) -> None:
         assert shown["system"] == "s"
         assert shown["details"]["parent_model"] == f"hf.co/{REPOSITORY}:Q8_0"
         missing = await client.post("/api/create", {"model": "mine", "from": "nosuch"})
-        assert missing.error == "pull model manifest: file does not exist"
+        assert missing.error.startswith("pull model manifest: file does not exist")
 
     house.run(use)
 

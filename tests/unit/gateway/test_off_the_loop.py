@@ -62,6 +62,12 @@ def test_a_template_that_takes_many_steps_is_rendered_beside() -> None:
     assert turns <= 1
 
 
+def test_many_messages_are_rendered_beside() -> None:
+    prompt, turns = turns_beside(TemplateSource("{{ len .Messages }}", conversation(2000)).prompt)
+    assert prompt.text == "2000"
+    assert turns > 10
+
+
 @pytest.mark.parametrize(
     "template", ["{{ range 1000000000 }}x{{ end }}", "{{ index .Messages 9 }}"]
 )

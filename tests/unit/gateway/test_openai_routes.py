@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kloros_llm.gateway.responses_requests import responses_request
 from tests.stand_in_engine import Fault, StandInEngine
 from tests.unit.gateway.generation_lab import HELLO, TOOL, Client, Lab
 
@@ -109,6 +110,26 @@ def test_without_a_template_the_engine_answers(tmp_path: Path) -> None:
     assert asked["tool_choice"] == "none"
 
 
+def test_names_of_fields_are_found_as_go_finds_them(tmp_path: Path) -> None:
+    """Ollama takes `Messages`, and has its own name for what it does not know."""
+    body = {"Model": "tuned", "MESSAGES": HELLO, "Max_Tokens": 5, "Stop": "X", "min_p": 0.25}
+    answer, client = Lab(tmp_path).post("/v1/chat/completions", body)
+    assert answer.status == 200, answer.text
+    (asked,) = client.asked("/v1/chat/completions")
+    assert [one["content"] for one in asked["messages"]] == ["Be brief.", "a", "b", "hello"]
+    assert (asked["n_predict"], asked["stop"], asked["min_p"]) == (5, ["X"], 0.25)
+
+
+@pytest.mark.parametrize("model", ["tuned", "templated"])
+def test_a_content_without_parts_is_no_message(tmp_path: Path, model: str) -> None:
+    messages = [{"role": "user", "content": []}]
+    body = {"model": model, "messages": messages}
+    answer, client = Lab(tmp_path).post("/v1/chat/completions", body)
+    assert answer.status == 400
+    assert answer.json["error"]["message"] == "[] is too short - 'messages'"
+    assert client.paths() == []
+
+
 def test_events_of_the_engine_have_the_clients_name(tmp_path: Path) -> None:
     engine = StandInEngine(pieces=(' "model":"x"',), answer_tokens=2)
     engine.thinking = ("so",)
@@ -121,6 +142,16 @@ def test_events_of_the_engine_have_the_clients_name(tmp_path: Path) -> None:
     said = "".join(delta.get("content") or "" for delta in deltas)
     assert said == ' "model":"x" "model":"x"'
     assert done == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_the_engine_answers_itself_is_counted(tmp_path: Path, stream: bool) -> None:
+    lab = Lab(tmp_path)
+    lab.post("/v1/chat/completions", {"model": "small", "messages": HELLO, "stream": stream})
+    line = json.loads(lab.log.getvalue())
+    assert line["tokens"] == 11
+    assert line["prompt_tokens"] > 0
+    assert line["first_token_ms"] > 0
 
 
 def test_events_that_break_off_end_in_an_error(tmp_path: Path) -> None:
@@ -308,6 +339,36 @@ def test_responses_with_tools(tmp_path: Path) -> None:
     (call,) = answer.events[-1]["response"]["output"]
     assert (call["type"], call["name"]) == ("function_call", "weather")
     assert json.loads(call["arguments"]) == {"city": "Rome"}
+
+
+def test_a_responses_conversation_is_the_one_that_ollama_makes() -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
+    body: dict[str, Any] = {
+        "model": "m",
+        "input": [
+            {"role": "user", "content": "hello"},
+            {"type": "message", "role": "assistant", "content": "I look."},
+            {"type": "reasoning", "encrypted_content": "so", "summary": []},
+            call,
+            {**call, "call_id": "c2"},
+            {"type": "function_call_output", "call_id": "c2", "output": "sunny"},
+            {"type": "reasoning", "encrypted_content": "well", "summary": []},
+        ],
+        # Codex sends more than functions, and Ollama refuses none.
+        "tools": [{"type": "web_search"}, {"type": "function", "name": "weather"}],
+    }
+    chat = responses_request(json.dumps(body).encode()).chat
+    user, said, result, thought = chat.messages
+    assert (user.role, user.content) == ("user", "hello")
+    assert (said.role, said.content, said.thinking) == ("assistant", "I look.", "so")
+    assert [one.id for one in said.tool_calls] == ["c1", "c2"]
+    assert (result.role, result.content, result.tool_name) == ("tool", "sunny", "weather")
+    assert (thought.role, thought.content, thought.thinking) == ("assistant", "", "well")
+    assert [tool["function"]["name"] for tool in chat.tools] == ["weather"]
+    # A model's own top_p holds; only the temperature has OpenAI's default.
+    assert chat.options == {"temperature": 1.0}
+    body["top_p"] = 0.5
+    assert responses_request(json.dumps(body).encode()).chat.options["top_p"] == 0.5
 
 
 def test_a_sound_goes_to_the_engine_under_its_models_name(tmp_path: Path) -> None:

@@ -109,3 +109,14 @@ def test_what_ollama_takes_the_engine_takes(
     asked = {"prompt": "Hello", "messages": [{"role": "user", "content": "Hello"}]}
     status, answer = ask(engine, path, {**sent, **asked})
     assert status == 200, answer
+
+
+def test_special_tokens_come_only_where_they_are_asked_for(engine: str) -> None:
+    tag = "<file_sep>"
+    status, told = ask(engine, "/tokenize", {"content": tag, "parse_special": True})
+    assert status == 200
+    (token,) = told["tokens"]
+    asked = {"prompt": "Hello", "n_predict": 1, "logit_bias": [[token, 100]]}
+    assert ask(engine, "/completion", asked)[1]["content"] == ""
+    asked["preserved_tokens"] = [tag, "<no such token>"]
+    assert ask(engine, "/completion", asked)[1]["content"] == tag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -78,6 +79,11 @@ def test_it_serves_counts_logs_and_ends(tmp_path: Path, engine: StandInEngine) -
         )
         assert 'kloros_gateway_breaker_state{instance="live",state="closed"} 1.0' in numbers
         assert 'kloros_gateway_instance_up{instance="live"} 1.0' in numbers
+        for rebound in ({"Host": "rebound.example"}, {"Origin": "https://evil.example"}):
+            page = requests.get(
+                url(metrics_port, "/metrics"), headers=rebound, timeout=_TIMEOUT_S
+            )
+            assert (page.status_code, page.content) == (403, b"")
         assert gateway.stop() == 0
         logged = [(line["route"], line["status"]) for line in gateway.accesses()]
     assert logged == [
@@ -105,6 +111,7 @@ def test_an_answer_under_way_is_finished_before_it_ends(
         next(lines)
         gateway.signal(signal.SIGTERM)
         gateway.await_state("STOPPING=1")
+        gateway.await_log("stopping: ")
         with pytest.raises(requests.ConnectionError):
             requests.get(url(port), timeout=_TIMEOUT_S)
         rest = [json.loads(line) for line in lines]
@@ -327,6 +334,41 @@ tls_key = "gateway.key"
         bearer = {"Authorization": "Bearer YW5vdGhlcg"}
         answer = requests.get(place, headers=bearer, verify=certificate, timeout=_TIMEOUT_S)
         assert answer.status_code == 200
+        # Half a renewal, and keys that are gone, change nothing.
+        trusted = tmp_path / "trusted.crt"
+        trusted.write_bytes((tmp_path / "gateway.crt").read_bytes())
+        old_key = (tmp_path / "gateway.key").read_bytes()
+        for lost in ("gateway.key", "keys"):
+            write_certificate(tmp_path)
+            (tmp_path / "gateway.key").write_bytes(old_key)
+            (tmp_path / lost).write_text("\n")
+            gateway.signal(signal.SIGHUP)
+            gateway.await_state("READY=1", 3 if lost == "gateway.key" else 4)
+            answer = requests.get(place, headers=bearer, verify=str(trusted), timeout=_TIMEOUT_S)
+            assert answer.status_code == 200
+        assert gateway.stop() == 0
+
+
+def test_a_client_that_was_about_to_greet_is_answered_before_it_ends(
+    tmp_path: Path, engine: StandInEngine
+) -> None:
+    (port,) = free_ports(1)
+    certificate = write_certificate(tmp_path)
+    config = write_config(tmp_path, port, engine.url)
+    tls = f'port = {port}\ntls_certificate = "gateway.crt"\ntls_key = "gateway.key"'
+    config.write_text(config.read_text().replace(f"port = {port}", tls))
+    with GatewayProcess(config) as gateway:
+        early = socket.create_connection(("127.0.0.1", port))
+        early.settimeout(_TIMEOUT_S)
+        # One that was accepted later is through: so is the early one's acceptance.
+        assert requests.get(f"https://localhost:{port}/", verify=certificate, timeout=_TIMEOUT_S).ok
+        gateway.signal(signal.SIGTERM)
+        gateway.await_log("stopping: ")
+        time.sleep(0.2)
+        context = ssl.create_default_context(cafile=certificate)
+        with context.wrap_socket(early, server_hostname="localhost") as greeted:
+            greeted.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert greeted.makefile("rb").read().endswith(b"Ollama is running")
         assert gateway.stop() == 0
 
 
@@ -372,6 +414,7 @@ instances = []
 [personas.pirate]
 from = "{MODEL}"
 template = "{{{{ if }}}}"
+adapters = ["mario.gguf"]
 
 [[listeners]]
 port = {port + 1}
@@ -385,11 +428,12 @@ tls_key = "gateway.key"
     status, said = checked(config)
     assert status == 1
     lines = said.splitlines()
-    assert lines[0] == f"{config}: 4 things are wrong"
+    assert lines[0] == f"{config}: 5 things are wrong"
     assert "listeners[1].tls_certificate, tls_key: " in lines[1]
     assert 'models."broken": ' in lines[2]
     assert 'models."missing": ' in lines[3]
-    assert 'the template of "pirate:latest" cannot be honoured: template: :1: ' in lines[4]
+    assert 'personas."pirate".adapters: there is no file ' in lines[4]
+    assert 'the template of "pirate:latest" cannot be honoured: template: :1: ' in lines[5]
 
 
 def test_what_cannot_be_read_is_not_worth_a_retry(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ def plan_gateway(
     host: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
     instances: Sequence[Mapping[str, Any]],
+    memory: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
     """The gateway as it is to run, what this run has to do for it, and what is wrong.
 
-    `models` are the sound ones, `instances` as the plan has them. Listeners whose port another
-    process holds are left out: they are among the changes, as `gateway_left_out`.
+    `models` are the sound ones, `instances` and `memory` as the plan has them. Listeners whose port
+    another process holds are left out: they are among the changes, as `gateway_left_out`.
     """
     raw_models = wishes["gguf_models"]["models"]
     raw_instances = wishes["llama_instances"]["instances"]
@@ -72,7 +73,10 @@ def plan_gateway(
         "models_dir": folder,
         "hf_endpoint": wishes["gguf_models"]["hf_endpoint"],
         "listeners": [_listener(listener, served, names) for listener in listeners],
-        "instances": {name: _instance(one, served) for name, one in served.items()},
+        "instances": {
+            name: _instance(one, served) | _planned_bytes(one, memory)
+            for name, one in served.items()
+        },
         "models": known_models,
         "personas": personas,
     }
@@ -143,6 +147,25 @@ def _instance(
         "api_key": planned["api_key"],
         "fallback": fallback if fallback in served else None,
     }
+
+
+def _planned_bytes(planned: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
+    """What each of its models takes when it is loaded, in all and of it on GPUs."""
+    name = planned["name"]
+    # The models of a router are planned as if each had an instance of its own.
+    keys = {
+        model: f"{name}/{model}" if planned["router"] else name
+        for model in (planned["models"] if planned["router"] else [planned["model"]])
+    }
+    rows = {**memory.get("in_place_of_others", {}), **memory.get("instances", {})}
+    found: dict[str, dict[str, int]] = {"memory_bytes": {}, "vram_bytes": {}}
+    for model, key in keys.items():
+        devices = rows[key]["devices"] if key in rows else ()
+        if devices:
+            of_gpus = [row["total_mib"] for row in devices if row["uuid"] is not None]
+            found["memory_bytes"][model] = sum(row["total_mib"] for row in devices) << 20
+            found["vram_bytes"][model] = sum(of_gpus) << 20
+    return found
 
 
 def _model(name: str, model: Mapping[str, Any], folder: str, instances: Any) -> dict[str, Any]:

@@ -86,9 +86,15 @@ def _lines(gateway: Mapping[str, Any]) -> Iterator[str]:
             },
         )
     for name, instance in gateway["instances"].items():
-        values = {key: value for key, value in instance.items() if key != "api_key"}
+        of_models = ("memory_bytes", "vram_bytes")
+        values = {
+            key: value for key, value in instance.items() if key not in ("api_key", *of_models)
+        }
         values["api_key_file"] = f"instance-{name}" if instance["api_key"] else None
         yield from _table(f"[instances.{_key(name)}]", values)
+        for key in of_models:
+            if instance[key]:
+                yield from _table(f"[instances.{_key(name)}.{key}]", instance[key])
     for name, model in gateway["models"].items():
         yield from _table(f"[models.{_key(name)}]", model)
     for name, persona in gateway["personas"].items():

@@ -96,7 +96,9 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
         llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
-    gateway, gateway_changes, gateway_findings = plan_gateway(wishes, host, models, planned)
+    gateway, gateway_changes, gateway_findings = plan_gateway(
+        wishes, host, models, planned, settled.memory
+    )
     findings = [
         *settings_findings,
         *model_findings,

@@ -2,7 +2,8 @@
 
 To the memory plan each model of a router is an instance of its own, called ROUTER/MODEL. So many
 of the largest as may be loaded at once take part in it; each other one is planned in the place of
-the smallest of these, and where it takes more of some device, that must be free.
+the smallest of these (`in_place_of_others`), and where it takes more of some device, that must be
+free.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def settle_all(
         for name, router in usable.items()
     }
     base = settle(reserved)
-    memory, findings = dict(base.memory), list(base.findings)
+    memory, findings = dict(base.memory) | {"in_place_of_others": {}}, list(base.findings)
     routed = {one["name"]: one for one in base.instances}
     for name, router in usable.items():
         last = list(reserved[name])[-1]
@@ -91,6 +92,8 @@ def settle_all(
             trial = settle(reserved | {name: {**others, virtual: pinned}})
             routed |= {one["name"]: one for one in trial.instances if one["name"] == virtual}
             _add(memory, trial.memory, virtual)
+            if virtual in trial.memory["instances"]:
+                memory["in_place_of_others"][virtual] = trial.memory["instances"][virtual]
             findings += [
                 one for one in trial.findings if one["key"].startswith(f"llama_instances.{virtual}")
             ]
