@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,16 @@ class Route:
             asked |= limit if self.path.startswith("/v1/") else {"options": {"num_predict": tokens}}
         url = f"http://127.0.0.1:{port}{self.path}"
         return requests.post(url, json=asked, stream=stream, timeout=TIMEOUT_S)
+
+    def ask_and_wait(self, port: int, *, stream: bool) -> socket.socket:
+        """A client that has asked, and can leave before anything is answered."""
+        data = json.dumps({**self.body, "stream": stream}).encode()
+        client = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + data)
+        return client
 
 
 def lines_of(answer: requests.Response) -> Iterator[str]:

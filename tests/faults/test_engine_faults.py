@@ -179,6 +179,41 @@ def test_a_generation_ends_with_its_client(tmp_path: Path) -> None:
             assert engine.left_by_client == number
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_generation_ends_with_a_client_that_has_got_nothing_yet(
+    tmp_path: Path, stream: bool
+) -> None:
+    engine = StandInEngine(model=MODEL, answer_tokens=1_000_000, first_s=600, interval_s=600)
+    with in_thread(engine), gateway(tmp_path, engine.url) as served:
+        for number, route in enumerate(ROUTES.values(), 1):
+            client = route.ask_and_wait(served.port, stream=stream)
+            await_condition(lambda: engine.generating == 1)
+            client.close()
+            await_condition(lambda: engine.generating == 0)
+            assert engine.left_by_client == number
+            served.await_running(0)
+
+
+def test_who_leaves_the_queue_makes_room(tmp_path: Path) -> None:
+    engine = StandInEngine(model=MODEL)
+    engine.loading = True
+    route = ROUTES["chat"]
+    limits = "[limits]\nqueue = 4\n"
+    with in_thread(engine), gateway(tmp_path, engine.url, limits) as served:
+        waiting = [route.ask_and_wait(served.port, stream=False) for _ in range(4)]
+        await_condition(lambda: served.number("kloros_gateway_requests_waiting") == 4)
+        assert route.ask(served.port, stream=False).status_code == 503
+        waiting.pop().close()
+        await_condition(lambda: served.number("kloros_gateway_requests_waiting") == 3)
+        waiting.append(route.ask_and_wait(served.port, stream=False))
+        await_condition(lambda: served.number("kloros_gateway_requests_waiting") == 4)
+        engine.loading = False
+        for client in waiting:
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+            client.close()
+        assert served.number("kloros_gateway_requests_waiting") == 0
+
+
 def test_512_wait_and_one_more_is_refused(tmp_path: Path) -> None:
     engine = StandInEngine(model=MODEL)
     engine.loading = True

@@ -268,6 +268,8 @@ def _problem_of(one: Input, answers: Answers) -> str:
     for answer in found:
         if problem := fault_of(answer):
             return problem
+    if one.last and not (found and found[-1].body.startswith(one.last)):
+        return f"the last answer is {found[-1:]}"
     if one.expected == "answers" and answers.whole < one.count:
         closes = any(b"\r\nconnection: close" in answer.header.lower() for answer in found)
         if not (found and closes and found[-1].whole):

@@ -29,7 +29,8 @@ class Input:
     `parts` are sent one after the other, `pause_s` in between. `expected`: `count` whole answers;
     or that the gateway ends the connection by itself; or nothing that is known. `heads`: which
     answers have no body. `cut`: the client closes when it has sent all; `reset`: without a word.
-    `most`: more answers than that would be to a request that nobody made.
+    `most`: more answers than that would be to a request that nobody made. `last`: how the body of
+    the last answer begins.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Input:
     cut: bool = False
     reset: bool = False
     most: int | None = None
+    last: bytes = b""
 
 
 def make_input(seed: int, number: int) -> Input:
@@ -253,6 +255,18 @@ def _pieces(rng: random.Random, name: str) -> Input:
     return Input("pieces", parts, "answers", heads=_heads(ask), pause_s=0.001)
 
 
+def _unwanted(rng: random.Random, name: str) -> Input:
+    """A body that comes when its request has been answered, and another request behind it."""
+    ask = Ask("POST", rng.choice(("/nowhere", "/api/tags", "/v1/nowhere", "/api/generate/")))
+    body = rng.randbytes(rng.choice((10, 20_000, 100_000)))
+    whole = request(ask, body, name)
+    head = whole.index(b"\r\n\r\n") + 4
+    step = max(5, len(body) // 4)
+    rest = tuple(whole[at : at + step] for at in range(head, len(whole), step))
+    parts = (whole[:head], *rest, _SECOND)
+    return Input("unwanted", parts, "answers", 2, pause_s=0.005, last=b'{"version":')
+
+
 _RAW = (
     b"", b"\r\n" * 50, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9, b"\x00" * 2000, b"\xff" * 20000, b"\n" * 999,
@@ -370,6 +384,7 @@ _KINDS: tuple[tuple[Callable[[random.Random, str], Input], float], ...] = (
     (_cut, 7),
     (_pipelined, 3),
     (_pieces, 3),
+    (_unwanted, 2),
     (_raw, 2),
     (_templates, 1.2),
     (_slow, 0.5),

@@ -24,7 +24,7 @@ def test_broken_requests_are_answered_as_ollama_does() -> None:
     # A fuzzer that is never let in, or always, tests nothing.
     assert tally.statuses[200] > 300
     assert tally.statuses[400] > 300
-    assert len(tally.kinds) == 14
+    assert len(tally.kinds) == 15
 
 
 def test_inputs_follow_from_seed_and_number() -> None:
@@ -73,3 +73,10 @@ def test_what_is_wrong_with_an_answer_is_found(answer: bytes, problem: str) -> N
     with stand_in_gateway(answer) as port:
         _, found = asyncio.run(fuzz_gateway.run_input(port, asked))
     assert (problem in found) if problem else not found, found
+
+
+def test_another_answer_than_the_one_that_was_asked_for_is_found() -> None:
+    with stand_in_gateway(_SOUND) as port:
+        asked = Input("one", (_ASK,), "answers", last=b'{"version"')
+        _, found = asyncio.run(fuzz_gateway.run_input(port, asked))
+    assert found.startswith("the last answer is [Answer(status=200")

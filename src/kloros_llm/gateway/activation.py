@@ -136,5 +136,5 @@ def _is_place(place: tuple[str | int | bytes, ...], address: str, port: int) -> 
     if port and place[1] != port:
         return False
     here = ipaddress.ip_address(str(place[0]).partition("%")[0])
-    wanted = ipaddress.ip_address(address)
+    wanted = ipaddress.ip_address(address.partition("%")[0])
     return here == wanted or (here.is_loopback and wanted.is_loopback)

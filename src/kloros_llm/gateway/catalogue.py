@@ -274,7 +274,7 @@ class Catalogue:
             if entry is None or name_key(name) in self.configured_keys:
                 return
             before = self.created(name)
-            owned = pulled.fresh or bool(before and before.owned)
+            owned = pulled.by_clients or bool(before and before.owned)
             await self.save(made_from(entry, name, owned=owned))
 
 

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ from ..core.gguf_bytes import FileBytes
 from ..core.gguf_header import GgufHeader
 from ..core.gguf_reader import GgufError, read_header
 from ..core.http_client import HttpClient, HttpError
-from ..core.model_files import Companion, read_record, stem_of, wanted_files
-from ..core.model_source import Source, SourceError
+from ..core.model_files import Companion, read_record, wanted_files
+from ..core.model_source import Source, SourceError, parse_source
 from ..core.model_store import FetchRequest, FetchSettings, ModelStore, StoreError
 from ..core.progress import ProgressFile
 from .api_requests import CreateRequest
@@ -39,6 +39,14 @@ NOT_GGUF: Final = "supplied file was not in GGUF format"
 _PROJECTORS: Final = ("clip", "mmproj")
 # A name may be longer than a file's may be, and the store puts endings behind it.
 _MOST_STEM: Final = 150
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A file to make a model of."""
+
+    path: Path
+    sha256: str
 
 
 def check(catalogue: Catalogue, request: CreateRequest) -> ModelName:
@@ -157,7 +165,7 @@ def _adapter(catalogue: Catalogue, entry: Entry, digest: str) -> tuple[Layer, Pa
 async def _take_files(
     catalogue: Catalogue, name: ModelName, files: Mapping[str, str]
 ) -> tuple[Entry, bool]:
-    """Make uploaded GGUF files a model of the store; True where it has none of that name yet."""
+    """Make uploaded GGUF files a model of the store; True where it goes with its last name."""
     served = _configured(catalogue, files)
     if served is not None:
         return served, False
@@ -165,7 +173,7 @@ async def _take_files(
     problem = unwritable(directory)
     if problem:
         raise ApiError(403, problem)
-    roles: dict[str, Path] = {}
+    roles: dict[str, _Content] = {}
     for file, digest in sorted(files.items()):
         path = _content(catalogue, file, digest)
         role = await asyncio.to_thread(_role, path)
@@ -175,13 +183,15 @@ async def _take_files(
                 f"two of the files are a {role}: give one model file, and at most one projector; "
                 "parts of a split model are joined with llama-gguf-split --merge",
             )
-        roles[role] = path
+        roles[role] = _Content(path, digest[-64:].lower())
     if "model" not in roles:
         raise ApiError(400, "none of the files is a model: a projector alone answers nothing")
     try:
         request = await asyncio.to_thread(_request, directory, catalogue.fetching, name, roles)
         store = ModelStore(HttpClient(), ProgressFile(None, "", "bytes"))
-        fresh = read_record(request.path) is None
+        record = read_record(request.path)
+        # A gateway that was stopped midway may have left the model without a name.
+        by_clients = record is None or record.source.startswith(f"file:{catalogue.blobs.directory}")
         outcome = await in_thread(lambda: fetch_for_servers(store, request))
     except (StoreError, SourceError, HttpError, OSError) as error:
         raise ApiError(500, str(error)) from error
@@ -192,7 +202,7 @@ async def _take_files(
     for digest in files.values():
         catalogue.blobs.remove(digest)
     before = catalogue.created(name.display)
-    return entry, fresh or bool(before and before.owned)
+    return entry, by_clients or bool(before and before.owned)
 
 
 def _configured(catalogue: Catalogue, files: Mapping[str, str]) -> Entry | None:
@@ -236,7 +246,7 @@ def _role_of(header: GgufHeader) -> str:
 
 
 def _request(
-    directory: Path, settings: FetchSettings, name: ModelName, roles: Mapping[str, Path]
+    directory: Path, settings: FetchSettings, name: ModelName, roles: Mapping[str, _Content]
 ) -> FetchRequest:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name.display).strip(".-")
     if len(stem) > _MOST_STEM:
@@ -245,19 +255,18 @@ def _request(
     here = read_record(directory / file)
     is_own = here is not None and name_key(here.name) == name.key
     if not is_own and (directory / file).exists():
-        file = f"{stem_of(file)}-{roles['model'].name[-12:]}.gguf"
-    projector = roles.get("projector")
-    return FetchRequest(
-        name.display,
-        directory,
-        wanted_files(
-            Source("file", str(roles["model"])),
-            file,
-            mmproj=Companion(Source("file", str(projector))) if projector else None,
-        ),
-        settings,
-        latest=True,
-    )
+        file = f"{stem}-{roles['model'].sha256[:12]}.gguf"
+    own = read_record(directory / file)
+
+    def source(content: _Content) -> Source:
+        # What the model has already is in its own place.
+        there = own.file(content.path.name) if own and content.path.parent == directory else None
+        return parse_source(there.source) if there else Source("file", str(content.path))
+
+    model, projector = roles["model"], roles.get("projector")
+    beside = Companion(source(projector), projector.sha256) if projector else None
+    files = wanted_files(source(model), file, [model.sha256], mmproj=beside)
+    return FetchRequest(name.display, directory, files, settings)
 
 
 def _is_relative(path: str) -> bool:

@@ -263,7 +263,7 @@ class Guard:
 
 
 def _trace(error: BaseException, *, texts: bool) -> str:
-    """Where it was raised. Errors' texts may hold what a client asked: only where that is logged."""
+    """Where it was raised. Its text may hold what a client asked: only where that is logged."""
     if texts:
         return "".join(traceback.format_exception(error)).rstrip()
     chain: list[BaseException] = []

@@ -24,8 +24,8 @@ from .json_text import string
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _REASONING = re.compile(rb'"reasoning_content"(?=\s*:)')
 _EVENT_END = b"\n\n"
-_TIMINGS_KEY = b'"timings":'
-_TIMINGS = re.compile(rb'"timings":(\{[^{}]*\})')
+_TIMINGS_KEY = b'"timings"'
+_TIMINGS = re.compile(rb'"timings"\s*:\s*(\{[^{}]*\})')
 
 MakeBody = Callable[[str], bytes]
 

@@ -46,6 +46,12 @@ class Wanted:
     name: str
 
 
+def is_of_hub(name: str) -> bool:
+    """Whether clients give models of the Hub such a name."""
+    parsed = parse_name(name)
+    return parsed is not None and parsed.host.lower() in HUB_HOSTS
+
+
 class PullSources:
     """Finds sources. `plan` is that of the host; where it cannot be read, records alone tell."""
 
@@ -76,7 +82,7 @@ class PullSources:
             raise StoreError(INVALID_NAME)
         if known is not None:
             return Wanted(self._of_known(known), name.display)
-        if name.host.lower() in HUB_HOSTS:
+        if is_of_hub(text):
             return self._of_hub(name, client)
         planned = self._planned(text)
         if planned is None:

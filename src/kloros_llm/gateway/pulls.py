@@ -16,14 +16,14 @@ from typing import Any, Final, TypeVar
 
 from ..core.http_client import HttpClient, HttpError
 from ..core.model_catalogue import Catalogue as ModelCatalogue
-from ..core.model_files import FileRecord, record_path
+from ..core.model_files import FileRecord, read_record
 from ..core.model_source import SourceError
 from ..core.model_store import FetchRequest, ModelStore, Outcome, StoreError
 from ..core.progress import ProgressFile
 from ..modelctl.attributes import Attributes
 from .config import Model
 from .errors import ApiError
-from .pull_sources import PullSources, Wanted
+from .pull_sources import PullSources, Wanted, is_of_hub
 
 _TOLD_EVERY_S: Final = 0.1
 _MOST_AT_ONCE: Final = 4
@@ -40,11 +40,11 @@ class _NobodyWaitsError(StoreError):
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came of a pull. `fresh`: it was not known to the store before."""
+    """What came of a pull. `by_clients`: the model is there since clients pulled it."""
 
     wanted: Wanted
     outcome: Outcome
-    fresh: bool
+    by_clients: bool
 
 
 class Pull:
@@ -185,10 +185,12 @@ class Pulls:
 
 def _fetch(store: ModelStore, wanted: Wanted, progress: _Progress) -> Pulled:
     request = wanted.request
-    fresh = not record_path(request.path).exists()
+    record = read_record(request.path)
+    # A gateway that was stopped midway may have left the model without a name.
+    by_clients = record is None or (is_of_hub(record.name) and record.name == wanted.name)
     outcome = fetch_for_servers(store, request)
     progress.all_there(outcome)
-    return Pulled(wanted, outcome, fresh)
+    return Pulled(wanted, outcome, by_clients)
 
 
 def fetch_for_servers(store: ModelStore, request: FetchRequest) -> Outcome:

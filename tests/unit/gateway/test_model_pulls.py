@@ -141,6 +141,22 @@ def test_who_pulls_a_model_that_only_the_store_knows_sees_it(house: House, hub: 
     assert not hub.requests
 
 
+def test_what_a_stopped_gateway_had_fetched_goes_with_its_name(house: House) -> None:
+    name = f"hf.co/{REPOSITORY}:Q8_0"
+
+    async def pulled(client: Client) -> None:
+        assert (await pull(client, name)).lines[-1] == {"status": "success"}
+
+    async def deleted(client: Client) -> None:
+        await pulled(client)
+        assert (await client.ask("DELETE", "/api/delete", {"model": name})).status == 200
+
+    house.run(pulled)
+    shutil.rmtree(house.config.state_dir)
+    house.run(deleted)
+    assert not list(house.models_dir.glob("tiny*"))
+
+
 @pytest.mark.parametrize(
     ("text", "file"),
     [

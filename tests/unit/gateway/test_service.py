@@ -80,9 +80,7 @@ def test_it_serves_counts_logs_and_ends(tmp_path: Path, engine: StandInEngine) -
         assert 'kloros_gateway_breaker_state{instance="live",state="closed"} 1.0' in numbers
         assert 'kloros_gateway_instance_up{instance="live"} 1.0' in numbers
         for rebound in ({"Host": "rebound.example"}, {"Origin": "https://evil.example"}):
-            page = requests.get(
-                url(metrics_port, "/metrics"), headers=rebound, timeout=_TIMEOUT_S
-            )
+            page = requests.get(url(metrics_port, "/metrics"), headers=rebound, timeout=_TIMEOUT_S)
             assert (page.status_code, page.content) == (403, b"")
         assert gateway.stop() == 0
         logged = [(line["route"], line["status"]) for line in gateway.accesses()]

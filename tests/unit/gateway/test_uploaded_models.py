@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,44 @@ def test_a_file_that_need_not_be_uploaded_can_be_used(house: House) -> None:
         assert shown["capabilities"] == ["completion", "vision"]
 
     house.run(use)
+
+
+def test_the_same_file_is_taken_again(house: House) -> None:
+    maker = GgufMaker()
+    maker.string("general.architecture", "clip")
+    maker.tensor("v.weight", (32,))
+    eyes = maker.file()
+
+    async def use(client: Client) -> None:
+        # A Modelfile was changed, and its file was not; then it got eyes, and lost them.
+        for contents in ((small(),), (small(),), (small(), eyes), (small(), eyes), (small(),)):
+            await make(client, "mine", *contents)
+            shown = (await client.post("/api/show", {"model": "mine"})).json
+            assert ("vision" in shown["capabilities"]) is (len(contents) == 2)
+        # Another model of the same file, and another file for the same model.
+        await make(client, "second", small())
+        await make(client, "mine", small("other"))
+        assert (house.models_dir / "second-latest.gguf").read_bytes() == small()
+        assert (house.models_dir / "mine-latest.gguf").read_bytes() == small("other")
+        for name in ("mine", "second"):
+            assert (await client.ask("DELETE", "/api/delete", {"model": name})).status == 200
+
+    house.run(use)
+    assert [path.name for path in house.models_dir.glob("*.gguf")] == ["SmolLM2.gguf"]
+
+
+def test_what_a_stopped_gateway_had_made_goes_with_its_name(house: House) -> None:
+    async def made(client: Client) -> None:
+        await make(client, "mine", small())
+
+    async def deleted(client: Client) -> None:
+        await make(client, "mine", small())
+        assert (await client.ask("DELETE", "/api/delete", {"model": "mine"})).status == 200
+
+    house.run(made)
+    shutil.rmtree(house.config.state_dir / "personas")
+    house.run(deleted)
+    assert not (house.models_dir / "mine-latest.gguf").exists()
 
 
 def test_a_long_name_has_a_file(house: House) -> None:
