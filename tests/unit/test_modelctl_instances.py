@@ -106,7 +106,9 @@ def test_states(
 
 
 def test_a_router_has_several_models(host: ModelctlHost, server: StandInLlamaServer) -> None:
-    plan_one(host, url=server.url, model="", models=["tiny:1b", "embed"], environment={})
+    router = host.planned_instance("live", Path("/models/tiny.gguf"), url=server.url)
+    router |= {"model": "", "models": ["tiny:1b", "embed"], "environment": {}}
+    host.write_plan([], [router])
     data = only_instance(host)
     assert data["model"] is None
     assert data["models"] == ["tiny:1b", "embed"]

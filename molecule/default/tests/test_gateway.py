@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -39,6 +40,39 @@ def text(host: Host, url: str, *headers: str) -> str:
 
 def names(host: Host, port: int = 11434) -> set[str]:
     return {model["name"] for model in get(host, port, "/api/tags")["models"]}
+
+
+def since(host: Host, unit: str) -> str:
+    """When the unit was started last."""
+    asked = f"systemctl show --property=ActiveEnterTimestampMonotonic --value {unit}"
+    return str(host.check_output(asked))
+
+
+@contextlib.contextmanager
+def clients(host: Host) -> Iterator[list[str]]:
+    """Ten requests a second to the first listener; afterwards the list holds what went wrong."""
+    code = (
+        "import os, time, urllib.request as u\n"
+        "while not os.path.exists('/run/enough'):\n"
+        "    try: u.urlopen('http://127.0.0.1:11434/api/version', timeout=60).read()\n"
+        "    except OSError as error: print(error, flush=True)\n"
+        "    time.sleep(0.1)\n"
+        "print('whole', flush=True)"
+    )
+    failures: list[str] = []
+    host.check_output("rm -f /run/enough")
+    run = (
+        "systemd-run --unit=clients --property=Type=exec --property=StandardOutput=%s python3 -c %s"
+    )
+    host.check_output(run, "truncate:/run/clients", code)
+    try:
+        yield failures
+    finally:
+        host.check_output("touch /run/enough")
+        host.check_output("while systemctl is-active --quiet clients; do sleep 0.1; done")
+    lines = host.file("/run/clients").content_string.splitlines()
+    assert lines[-1:] == ["whole"], lines
+    failures += lines[:-1]
 
 
 def test_it_is_ollama_to_its_clients(host: Host) -> None:
@@ -129,8 +163,9 @@ def test_what_the_gateway_refuses_changes_nothing(host: Host, play: Play) -> Non
     before = gateway_pid(host)
     config = host.file("/etc/kloros-llm/gateway.toml").content_string
     wrong = {"mario": {"from": "main", "template": "{% raw %}{{ if }}{% endraw %}"}}
-    run = play(ollama_gateway_personas=wrong)
+    run = play(ollama_gateway_personas=wrong, ollama_gateway_listeners=[{"port": 11435}])
     assert run.returncode != 0
+    assert text(host, "http://127.0.0.1:11434/") == "Ollama is running"
     assert 'the template of "mario:latest" cannot be honoured' in " ".join(run.output.split())
     assert gateway_pid(host) == before
     assert host.file("/etc/kloros-llm/gateway.toml").content_string == config
@@ -179,8 +214,13 @@ def test_a_port_that_another_holds_is_left_alone(
     assert text(host, "http://127.0.0.1:11434/") == "Ollama is running"
 
     host.check_output("systemctl stop other-ollama")
-    run = play("--diff", verbose=True, ollama_gateway_listeners=listeners)
+    opened = since(host, SOCKET)
+    with clients(host) as failures:
+        run = play("--diff", verbose=True, ollama_gateway_listeners=listeners)
     assert run.returncode == 0, run.output
+    assert failures == []
+    # Clients of the first listener wait meanwhile: its socket stays as it is.
+    assert since(host, SOCKET) == opened
     assert KEY not in run.output
     url = f"http://127.0.0.1:{another_process}"
     assert text(host, f"{url}/api/tags") == "401"

@@ -59,8 +59,9 @@ def _adopted(descriptor: int, name: str) -> socket.socket:
 
 
 def bound_sockets(address: str, port: int) -> list[socket.socket]:
-    """Own listening sockets at an IP address or a host name, IPv6 ones for IPv6 alone.
+    """Own listening sockets at an IP address or a host name.
 
+    IPv6 ones are for IPv6 alone, except `::`, which is for IPv4 too, as systemd's and Go's are.
     Raises SocketError.
     """
     try:
@@ -91,7 +92,7 @@ def _bound(
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, place[0] != "::")
         bound.setblocking(False)
         bound.bind(place)
         bound.listen(_BACKLOG)

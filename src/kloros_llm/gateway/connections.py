@@ -109,7 +109,7 @@ class Connection(web.RequestHandler):
             max_field_size=limits.header_bytes,
             max_headers=_MOST_FIELDS,
             lingering_time=2.0,
-            # Ollama decompresses nothing; a small body could become a large one.
+            # A small body could become a large one.
             auto_decompress=False,
             access_log=_log,
             access_log_class=_NoAccessLog,

@@ -340,7 +340,7 @@ class Engine:
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid_answer("is not JSON") from error
     if not isinstance(answer, dict):
         raise invalid_answer("is no object")

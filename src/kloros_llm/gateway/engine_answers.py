@@ -15,6 +15,11 @@ from .pieces import Ending, Piece, ToolCall
 INVALID_ANSWER = "invalid_answer"
 """The kind of an EngineError for what llama-server never says: something else is there."""
 
+# Not a 401: its client would doubt his own key.
+_KEY_REFUSED = (
+    "llama-server refuses the gateway's key: the instance's api_key_file in gateway.toml has to "
+    "hold the one that it was started with"
+)
 _REASONS = {"limit": "length", "length": "length"}
 _DONE = b"[DONE]"
 _decode = json.JSONDecoder().raw_decode
@@ -149,6 +154,8 @@ def failure(status: int, raw: bytes) -> Exception:
         return EngineError(status, f"the engine answered with status {status}", body=text)
     if status == 503 or _passes(status, message):
         return EngineLoadingError(message)
+    if status == 401:
+        return EngineError(500, _KEY_REFUSED, kind=kind, body=text)
     return EngineError(
         status,
         message,

@@ -54,8 +54,8 @@ async def pass_on(
     try:
         with told(refusals=False):
             async with backends.open(served, ask, loading=LoadClock()) as begun:
-                request[RECORD].first_token()
                 if begun.more is not None:
+                    request[RECORD].first_token()
                     await streamed.prepare(request)
                     write = ChunkWriter(request, streamed).write
                     last = begun.first

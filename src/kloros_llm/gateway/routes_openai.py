@@ -38,8 +38,9 @@ from .services import SERVICES, Services
 
 _FORM_MODEL = re.compile(rb'(name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)(?=\r\n)')
 
-# Theirs are n_predict and the stop texts of all; llama-server would take the limits for others.
-_OF_THE_OPTIONS = frozenset({"max_tokens", "max_completion_tokens", "stop"})
+# The limits are n_predict (llama-server would take them for others), and `stop` has the model's
+# texts too. Ollama passes over `n`, of which llama-server takes no more than it has slots.
+_NOT_PASSED = frozenset({"max_tokens", "max_completion_tokens", "stop", "n"})
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -82,16 +83,16 @@ def _engine_fields(
     slot_tokens = services.config.instances[served.instances[0]].context_tokens
     parameters = options.engine_parameters(options.context_tokens(slot_tokens))
     given = {
-        name: value
-        for name, value in said.items()
-        if value is not None and name not in _OF_THE_OPTIONS
+        name: value for name, value in said.items() if value is not None and name not in _NOT_PASSED
     }
     messages = [
         {"role": message.role, "content": message.content} for message in stored_messages(persona)
     ]
     if persona.system and asked.messages[0].role != "system":
         messages.insert(0, {"role": "system", "content": persona.system})
-    added: dict[str, Any] = {"messages": [*messages, *said["messages"]]}
+    # llama-server answers with 500 where there is no role.
+    messages += [{"role": "", **message} for message in said["messages"]]
+    added: dict[str, Any] = {"messages": messages}
     if asked.think is not None:
         kwargs = given.get("chat_template_kwargs") or {}
         added["chat_template_kwargs"] = {"enable_thinking": bool(asked.think), **kwargs}

@@ -240,9 +240,13 @@ class _Surveyor:
             modified_at=created.modified_at,
             requires=created.requires,
         )
-        # The inventory may have lost those that served it when it was made.
-        chosen = [one for one in created.instances or () if one in self._config.instances]
-        self._entries[key] = Entry(key, persona, tuple(chosen) or model.instances)
+        chosen = model.instances
+        if created.instances is not None:
+            # The inventory may have lost those that served it when it was made. Adapters are
+            # loaded by these alone.
+            left = tuple(one for one in created.instances if one in self._config.instances)
+            chosen = left or (() if created.adapters else model.instances)
+        self._entries[key] = Entry(key, persona, chosen)
 
     def _persona(
         self,

@@ -93,6 +93,9 @@ class ToolParser:
         functions = (tool.get("function") for tool in tools)
         names = dict.fromkeys(f.get("name") for f in functions if isinstance(f, Mapping))
         self._names = [name for name in names if isinstance(name, str) and name]
+        self._longest_name = max(map(len, self._names), default=0)
+        # So much of what is held has no name in it.
+        self._nameless = 0
         self._state = _State.TEXT
         self._held = ""
         self._calls = 0
@@ -146,7 +149,7 @@ class ToolParser:
         if call is not None:
             calls.append(call)
             self._calls += 1
-            self._held = self._held[end:]
+            self._drop(end)
             self._objects = _ObjectFinder()
             return True
         if self._tag in _BARE:
@@ -157,9 +160,13 @@ class ToolParser:
         # The call of something that is no tool: text, with the tag before it.
         at = max(self._held.rfind(self._tag, 0, start), 0)
         parts.append(self._held[at if self._calls else 0 : end])
-        self._held = self._held[end:]
+        self._drop(end)
         self._state = _State.TEXT
         return True
+
+    def _drop(self, end: int) -> None:
+        self._held = self._held[end:]
+        self._nameless = 0
 
     def _give_up(self, parts: list[str]) -> None:
         parts.append(self._held)
@@ -188,9 +195,13 @@ class ToolParser:
         return None if outside is None else ToolCall(outside, value)
 
     def _name_before(self, end: int) -> str | None:
-        places = [(self._held.find(name, 0, end), name) for name in self._names]
+        start = max(self._nameless - self._longest_name, 0)
+        places = [(self._held.find(name, start, end), name) for name in self._names]
         places = [place for place in places if place[0] >= 0]
-        return min(places, key=lambda place: (place[0], -len(place[1])))[1] if places else None
+        if not places:
+            self._nameless = end
+            return None
+        return min(places, key=lambda place: (place[0], -len(place[1])))[1]
 
 
 class _ObjectFinder:

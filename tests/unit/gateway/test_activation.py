@@ -112,6 +112,19 @@ def test_a_systemd_socket_elsewhere_than_gateway_toml_says_is_refused(
         sockets_for("127.0.0.1", everywhere.getsockname()[1], "ollama", {"ollama": [everywhere]})
 
 
+@pytest.mark.parametrize(("address", "takes_both"), [("::", True), ("::1", False)])
+def test_all_of_ipv6_is_all_of_ipv4_too(address: str, takes_both: bool) -> None:
+    with bound_sockets(address, 0)[0] as one:
+        port = one.getsockname()[1]
+        socket.create_connection(("::1", port)).close()
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert not takes_both
+        else:
+            assert takes_both
+
+
 def test_both_loopback_addresses_may_be_one_listener_s() -> None:
     fourth = bound_sockets("127.0.0.1", 0)[0]
     port = fourth.getsockname()[1]

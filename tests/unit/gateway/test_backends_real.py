@@ -284,7 +284,7 @@ def test_killed_amid_and_before_the_answer(server: RealServer) -> None:
             await first
         assert caught.value.began
         await until(lambda: backends.numbers.waiting == 5)
-        assert backends.state("live").status == "down"
+        await until(lambda: backends.state("live").status == "down")
         server.start()
         answers = await asyncio.gather(*queued)
         assert all(isinstance(items[-1], Ending) and text_of(items) for items in answers)

@@ -88,12 +88,18 @@ def test_a_record_that_says_nonsense_is_left_alone(
     assert json.loads(path.read_text()) == data
 
 
-def test_instances_that_the_inventory_has_lost_are_not_asked(house: House) -> None:
+@pytest.mark.parametrize(
+    ("adapters", "instances"), [((), ("live",)), ((Path("/nowhere/mario.gguf"),), ())]
+)
+def test_instances_that_the_inventory_has_lost_are_not_asked(
+    house: House, adapters: tuple[Path, ...], instances: tuple[str, ...]
+) -> None:
     config = house.config
+    coder = PersonaSettings("coder", "smollm2:135m", adapters=adapters, instances=("code",))
     house.change(
         listeners=(Listener("127.0.0.1", 11434),),
         instances={**config.instances, "code": Instance("code", "http://127.0.0.1:9")},
-        personas={"coder": PersonaSettings("coder", "smollm2:135m", instances=("code",))},
+        personas={"coder": coder},
     )
 
     async def copy(client: Client) -> None:
@@ -104,7 +110,8 @@ def test_instances_that_the_inventory_has_lost_are_not_asked(house: House) -> No
 
     async def see(client: Client) -> None:
         catalogue = client.gateway.catalogue
-        assert catalogue.find(house.config.listeners[0], "mine").instances == ("live",)
+        # Adapters are loaded by certain instances only.
+        assert catalogue.named(house.config.listeners[0], "mine").instances == instances
 
     house.run(copy)
     house.change(instances=config.instances, personas={})

@@ -380,9 +380,14 @@ def test_the_api_key_goes_by_header_and_nothing_else_does() -> None:
         "connection": "close",
         "content-type": "application/json; charset=utf-8",
     }
-    with pytest.raises(EngineError) as caught:
-        with_engine(stand_in, lambda engine: engine.tokenize("x"))
-    assert caught.value.status == 401
+    # The gateway's fault, not its client's: no 401, which would have him doubt his own key.
+    for ask in (
+        lambda engine: engine.tokenize("x"),
+        lambda engine: everything(engine.completion(PROMPT)),
+    ):
+        with pytest.raises(EngineError, match="api_key_file") as caught:
+            with_engine(stand_in, ask)
+        assert caught.value.status == 500
 
 
 def test_a_router_is_told_the_model() -> None:
@@ -425,9 +430,10 @@ def test_errors_of_every_shape(status: int, raw: bytes, kind: type[Exception]) -
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json"])
-def test_a_page_instead_of_a_stream(kind: str) -> None:
+@pytest.mark.parametrize("said", [b"<html>", b'{"data":["x"]}', b"[" * 200_000])
+def test_a_page_instead_of_a_stream(kind: str, said: bytes) -> None:
     async def page(_request: web.Request) -> web.Response:
-        return web.Response(body=b"<html>", content_type=kind)
+        return web.Response(body=said, content_type=kind)
 
     async def run() -> None:
         application = web.Application()
@@ -441,9 +447,11 @@ def test_a_page_instead_of_a_stream(kind: str) -> None:
                     await everything(engine.completion(PROMPT))
                 assert caught.value.kind == INVALID_ANSWER
                 with pytest.raises(EngineError):
-                    await engine.health()
+                    await engine.models()
                 with pytest.raises(EngineError):
                     await engine.tokenize("x")
+                with pytest.raises(EngineError):
+                    await engine.embed(["x"])
         finally:
             await runner.cleanup()
 

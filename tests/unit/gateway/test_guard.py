@@ -8,7 +8,6 @@ import io
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -481,7 +480,3 @@ def test_nonsense_behind_a_request_does_not_end_it() -> None:
         assert answers.endswith(b"400 Bad Request")
 
     assert in_lab(test).lines()[0]["status"] == 200
-
-
-def test_the_limits_of_a_test_are_small() -> None:
-    assert replace(_LIMITS, body_bytes=Limits.body_bytes, body_s=Limits.body_s) == Limits()

@@ -67,6 +67,7 @@ def calls_in(tag: str, pieces: list[str]) -> tuple[list[ToolCall], str]:
         ("<c>", '<c>{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}',
          [ToolCall("add", {"a": 1})], ""),
         ("<c>", '<c>function<sep>add\n```json\n{"a": 1}\n```', [ToolCall("add", {"a": 1})], ""),
+        ("<c>", '<c>{"a": 1} add {"b": 2} {"c": 3}', [ToolCall("add", {"b": 2})], ""),
         ("<c>", '<c>add {"name": "Bob"}', [ToolCall("add", {"name": "Bob"})], ""),
         ("Action:", 'Action: ```json\n[{"tool_name": "add", "parameters": {"a": 1}}]```',
          [ToolCall("add", {"a": 1})], ""),

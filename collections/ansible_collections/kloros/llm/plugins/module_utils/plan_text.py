@@ -83,7 +83,11 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         lines += ["", *columns([heading, *instances])]
     if plan["gateway"]["listeners"]:
         lines += ["", *gateway(plan)]
-    retired = plan.get("changes", {}).get("units_to_retire", [])
+    changes = plan.get("changes", {})
+    retired = [
+        *changes.get("units_to_retire", []),
+        *changes.get("gateway_units_to_retire", []),
+    ]
     if retired:
         lines += ["", f"to be removed: {', '.join(retired)}"]
     return lines
