@@ -181,7 +181,7 @@ class StandInEngine:
             return self._health()
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             return _error(401, "Invalid API Key", "authentication_error")
-        if path in {"/v1/models", "/props"} or path.startswith("/models"):
+        if path in {"/v1/models", "/props", "/slots"} or path.startswith("/models"):
             return self._about(request.method, path, body)
         if reused and self.hangs_up_on_reuse:
             transport.abort()
@@ -227,6 +227,9 @@ class StandInEngine:
     # what it knows
 
     def _about(self, method: str, path: str, body: Any) -> web.Response:
+        if path == "/slots":
+            busy = (index < self.generating for index in range(self.slots))
+            return web.json_response([{"is_processing": one} for one in busy])
         if path == "/props":
             return web.json_response(
                 {
@@ -374,6 +377,7 @@ class StandInEngine:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
+        response._payload_writer.send_headers()  # type: ignore[union-attr]  # else with the first token
         await asyncio.sleep(self.first_s)
         if self.pings:
             await response.write(b":\n\n")
