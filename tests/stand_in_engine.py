@@ -169,8 +169,8 @@ class StandInEngine:
         path = "/" + request.match_info["path"]
         if self.silent:
             await self._until_left()
-        if path == "/health":
-            return self._health()
+        if path in {"/health", "/slots"}:
+            return self._health(path)
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
             body = json.loads(raw) if raw else None
@@ -181,7 +181,7 @@ class StandInEngine:
             return self._health()
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             return _error(401, "Invalid API Key", "authentication_error")
-        if path in {"/v1/models", "/props", "/slots"} or path.startswith("/models"):
+        if path in {"/v1/models", "/props"} or path.startswith("/models"):
             return self._about(request.method, path, body)
         if reused and self.hangs_up_on_reuse:
             transport.abort()
@@ -190,9 +190,12 @@ class StandInEngine:
         refusal = await self._before_answering(transport, body, fault)
         return refusal or await self._answer_to(request, path, body, fault)
 
-    def _health(self) -> web.Response:
+    def _health(self, path: str = "/health") -> web.Response:
         if self.loading:
             return web.json_response(_LOADING, status=503)
+        if path == "/slots":
+            busy = (index < self.generating for index in range(self.slots))
+            return web.json_response([{"is_processing": one} for one in busy])
         return web.json_response({"status": "ok"})
 
     async def _before_answering(
@@ -227,9 +230,6 @@ class StandInEngine:
     # what it knows
 
     def _about(self, method: str, path: str, body: Any) -> web.Response:
-        if path == "/slots":
-            busy = (index < self.generating for index in range(self.slots))
-            return web.json_response([{"is_processing": one} for one in busy])
         if path == "/props":
             return web.json_response(
                 {
