@@ -53,7 +53,7 @@ lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
 
 .PHONY: unit
 unit: needs $(VENV)/.installed ## the core, the modules, the filters, modelctl, the stand-ins, and a short fuzz run
-	$(BIN)/python -m pytest --numprocesses=auto tests/unit tests/fuzz
+	$(BIN)/python -m pytest --numprocesses=auto -m "not llama_server" tests/unit tests/fuzz
 
 # Of llama.cpp it needs a build: LLAMA_BIN=/opt/llama.cpp/current/bin, else one is made (ten minutes on two cores).
 .PHONY: bench
@@ -69,11 +69,12 @@ bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; memory 
 # Needs a build of llama.cpp as `bench` does; the small model comes with the testbed's inputs.
 .PHONY: wire
 wire: export PYTHONPATH := $(CURDIR)/collections
-wire: needs $(VENV)/.installed ## the gateway asked as a recorded Ollama was, and by clients as they are
+wire: needs $(VENV)/.installed ## the gateway asked as a recorded Ollama was, and under faults; all that asks a real llama-server
 	@testbed/install_needs.sh curl cmake ninja-build
 	$(BIN)/python -m testbed.fetch_inputs
-	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
-		KLOROS_LLAMA_BIN="$$bin/llama-server" $(BIN)/python -m pytest tests/wire
+	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && export KLOROS_LLAMA_BIN="$$bin/llama-server" && \
+		$(BIN)/python -m pytest tests/wire tests/faults && \
+		$(BIN)/python -m pytest -m llama_server tests/unit
 
 .PHONY: molecule
 molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default

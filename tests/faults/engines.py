@@ -11,7 +11,7 @@ from typing import Self
 
 import requests
 
-from tests.unit.client.real_llama_server import BINARY, MODEL
+from tests.llama_server import BINARY, MODEL
 from tests.unit.gateway.gateway_process import free_ports
 
 _STAND_IN = Path(__file__).resolve().parents[1] / "stand_in_engine.py"

@@ -22,13 +22,15 @@ from tests.faults.clients import (
     lines_of,
 )
 from tests.faults.engines import EngineProcess
+from tests.llama_server import needs_llama_server
 from tests.stand_in_engine import Fault, StandInEngine, in_thread
-from tests.unit.client.real_llama_server import needs_real
 from tests.unit.gateway.gateway_process import MODEL, GatewayProcess, free_ports, write_config
 
 _QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 _LONG = "word " * 3000
-_BOTH = pytest.mark.parametrize("kind", ["stand-in", pytest.param("real", marks=needs_real)])
+_BOTH = pytest.mark.parametrize(
+    "kind", ["stand-in", pytest.param("real", marks=needs_llama_server)]
+)
 
 
 @dataclass(frozen=True)

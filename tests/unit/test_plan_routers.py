@@ -26,7 +26,8 @@ from ansible_collections.kloros.llm.plugins.module_utils.plan import (
 from ansible_collections.kloros.llm.plugins.module_utils.plan_memory import with_dry_runs
 from ansible_collections.kloros.llm.plugins.module_utils.plan_text import table
 
-from tests.unit.client.real_llama_server import BINARY, MODEL, free_port, needs_real
+from tests.llama_server import BINARY, MODEL, needs_llama_server
+from tests.unit.client.real_llama_server import free_port
 from tests.unit.planned_models import header_of
 
 Data = dict[str, Any]
@@ -109,6 +110,25 @@ def test_its_preset_file(swap: Data, gpu_host: Data) -> None:
     ):
         assert line in sections[1].split("\n")
     assert "LLAMA_ARG_PORT" not in router["preset"]
+
+
+def test_a_model_for_embeddings_is_started_for_them(swap: Data, gpu_host: Data) -> None:
+    """Its header says what it is for: a wish is for all models of the router."""
+    swap["gguf_models"]["models"]["embed"] = {"source": "hf://someone/embed/embed.gguf"}
+    router = swap["llama_instances"]["instances"]["swap"]
+    router |= {"models": ["embed", "large"], "extra": {}}
+    gpu_host["headers"] = [
+        header_of(item, (ZOO | {"embed": "nomic-embed-1.5"})[item["file"].removesuffix(".gguf")])
+        for item in models_to_read(swap)
+    ]
+    result = make_plan(swap, gpu_host)
+    assert errors(result) == []
+    _, embed, large = result["plan"]["instances"][1]["preset"].split("\n[")
+    told = {"LLAMA_ARG_EMBEDDINGS = 1", "LLAMA_ARG_BATCH = 2048", "LLAMA_ARG_UBATCH = 2048"}
+    assert told <= set(embed.split("\n"))
+    assert "LLAMA_ARG_CONTEXT_SHIFT = 1" in large.split("\n")
+    assert not told & set(large.split("\n"))
+    assert not result["plan"]["instances"][1]["embeddings"]
 
 
 def test_several_at_once_take_the_room_of_several(swap: Data, gpu_host: Data) -> None:
@@ -291,7 +311,7 @@ def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to that")
 
 
-@needs_real
+@needs_llama_server
 def test_a_real_router_takes_it(wishes: Data, host: Data, tmp_path: Path) -> None:
     wishes["gguf_models"] |= {
         "dir": str(MODEL.parent),

@@ -19,25 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from kloros_llm.core.model_files import FileRecord, Record, write_record
-from testbed.cache import cache_folder
-from testbed.fetch_inputs import MODEL_MEMBER, MODEL_REPOSITORY
 from testbed.stand_in_hub import StandInHub
+from tests.llama_server import BINARY, MODEL
 from tests.unit.gateway.gateway_process import free_ports
 from tests.unit.gguf_maker import U32, GgufMaker
 
-BINARY = os.environ.get("KLOROS_LLAMA_BIN", "")
-MODEL = Path(
-    os.environ.get("KLOROS_LLAMA_MODEL")
-    or cache_folder() / "hub" / MODEL_REPOSITORY / Path(MODEL_MEMBER).name
-)
-needs_llama_server = pytest.mark.skipif(
-    not (BINARY and MODEL.is_file()),
-    reason="needs a real llama-server (KLOROS_LLAMA_BIN names it; `make wire` builds one) and a "
-    "model (KLOROS_LLAMA_MODEL, by default SmolLM2-135M in the testbed's cache)",
-)
 CONTEXT_TOKENS = 2048
 EMBED_CONTEXT_TOKENS = 4096
 _START_S = 180

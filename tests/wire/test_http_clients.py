@@ -15,8 +15,9 @@ import httpx
 import pytest
 import requests
 
+from tests.llama_server import needs_llama_server
 from tests.wire.house import HELLO, LONG, OPTIONS, STORY, House
-from tests.wire.rig import CHAT, ENDLESS, needs_llama_server
+from tests.wire.rig import CHAT, ENDLESS
 
 pytestmark = needs_llama_server
 

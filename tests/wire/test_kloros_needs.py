@@ -21,6 +21,7 @@ import httpx
 import pytest
 import requests
 
+from tests.llama_server import needs_llama_server
 from tests.unit.gateway.gateway_process import GatewayProcess, free_ports
 from tests.wire.house import TOOL, WEATHER
 from tests.wire.rig import (
@@ -34,7 +35,6 @@ from tests.wire.rig import (
     Store,
     await_cancelled,
     await_idle,
-    needs_llama_server,
     tools_persona,
     write_toml,
 )

@@ -9,8 +9,9 @@ from typing import Any
 import ollama
 import pytest
 
+from tests.llama_server import needs_llama_server
 from tests.wire.house import HELLO, LONG, NO_EMBEDDINGS, OPTIONS, STORY, WEATHER, House
-from tests.wire.rig import CHAT, EMBED, ENDLESS, PULLED, needs_llama_server
+from tests.wire.rig import CHAT, EMBED, ENDLESS, PULLED
 
 pytestmark = needs_llama_server
 

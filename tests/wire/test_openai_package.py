@@ -9,8 +9,9 @@ from typing import Any
 import openai
 import pytest
 
+from tests.llama_server import needs_llama_server
 from tests.wire.house import HELLO, NO_EMBEDDINGS, STORY, TOOL, WEATHER, House
-from tests.wire.rig import CHAT, EMBED, ENDLESS, ENDLESS_TOKENS, needs_llama_server
+from tests.wire.rig import CHAT, EMBED, ENDLESS, ENDLESS_TOKENS
 
 pytestmark = needs_llama_server
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from testbed.stand_in_hub import StandInHub
+from tests.llama_server import needs_llama_server
 from tests.unit.gateway.gateway_process import GatewayProcess, free_ports
 from tests.wire.deviations import listed
 from tests.wire.exchanges import Answer, Exchange, Request, recorded, send, with_model
@@ -38,7 +39,6 @@ from tests.wire.rig import (
     chat_instance,
     embed_instance,
     llama_server,
-    needs_llama_server,
     stand_in_hub,
     tools_persona,
     write_toml,

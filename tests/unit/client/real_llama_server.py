@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -10,23 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from kloros_llm import check_llama_health
+from tests.llama_server import BINARY, MODEL
 
-BINARY = os.environ.get("KLOROS_LLAMA_BIN", "")
-MODEL = Path(
-    os.environ.get("KLOROS_LLAMA_MODEL")
-    or Path.home()
-    / ".cache/kloros-llm/hub/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
-    / "SmolLM2-135M-Instruct.Q4_1.gguf"
-)
 START_S = 120
-needs_real = pytest.mark.skipif(
-    not (BINARY and MODEL.is_file()),
-    reason="needs a real llama-server (KLOROS_LLAMA_BIN names it) and a model "
-    "(KLOROS_LLAMA_MODEL, by default SmolLM2-135M in the testbed's cache)",
-)
 
 
 def free_port() -> int:

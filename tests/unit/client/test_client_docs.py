@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.client.real_llama_server import needs_real, real_llama_server
+from tests.llama_server import needs_llama_server
+from tests.unit.client.real_llama_server import real_llama_server
 from tests.unit.client.stand_in_ollama import StandInOllama, exchange
 
 DOCS = Path(__file__).parents[3] / "docs/client.md"
@@ -57,7 +58,7 @@ def test_with_ollama(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(example)
 
 
-@needs_real
+@needs_llama_server
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_with_a_real_llama_server(
     example: str, llama_server: str, monkeypatch: pytest.MonkeyPatch

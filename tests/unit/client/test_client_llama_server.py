@@ -25,16 +25,10 @@ from kloros_llm import (
     Timeouts,
     check_llama_health,
 )
-from tests.unit.client.real_llama_server import (
-    MODEL,
-    free_port,
-    needs_real,
-    real_llama_server,
-    real_router,
-    start,
-)
+from tests.llama_server import MODEL, needs_llama_server
+from tests.unit.client.real_llama_server import free_port, real_llama_server, real_router, start
 
-pytestmark = needs_real
+pytestmark = needs_llama_server
 CAPITAL = "What is the capital of France?"
 SURE = {"temperature": 0, "seed": 1}
 

@@ -23,21 +23,9 @@ from kloros_llm.gateway.engine import Engine
 from kloros_llm.gateway.engine_errors import EngineError, EngineGoneError
 from kloros_llm.gateway.personas import Persona
 from kloros_llm.gateway.pieces import Ending, Piece
+from tests.llama_server import BINARY, MODEL, needs_llama_server
 
-_BINARY = os.environ.get("KLOROS_LLAMA_BIN", "")
-_MODEL = os.environ.get(
-    "KLOROS_LLAMA_MODEL",
-    str(
-        Path.home()
-        / ".cache/kloros-llm/hub/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
-        / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-)
-pytestmark = pytest.mark.skipif(
-    not (_BINARY and Path(_MODEL).is_file()),
-    reason="needs a real llama-server (KLOROS_LLAMA_BIN names it) and a model "
-    "(KLOROS_LLAMA_MODEL, by default SmolLM2-135M in the testbed's cache)",
-)
+pytestmark = needs_llama_server
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ def asked_for(model: str = "smollm2:135m") -> Asked:
     return Asked(
         Persona(
             name=model,
-            model=Model(model, Path(_MODEL)),
+            model=Model(model, MODEL),
             system="",
             template=None,
             parameters={},
@@ -78,7 +66,7 @@ class RealServer:
     def start(self) -> None:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [_BINARY, "--port", str(self.port), "--threads", "1", *self._arguments],
+                [BINARY, "--port", str(self.port), "--threads", "1", *self._arguments],
                 env={"HOME": str(self._folder), "PATH": os.defpath},
                 stdout=log,
                 stderr=log,
@@ -130,7 +118,7 @@ def run(
 
 @pytest.fixture
 def server(tmp_path: Path) -> RealServer:
-    return RealServer(tmp_path, "-m", _MODEL, "-c", "1024", "-np", "1", "--no-webui")
+    return RealServer(tmp_path, "-m", str(MODEL), "-c", "1024", "-np", "1", "--no-webui")
 
 
 async def items_of(
@@ -336,8 +324,8 @@ def test_a_router_swaps_models(tmp_path: Path) -> None:
     preset.write_text(
         # Names of sections as they are would be rewritten: two tags could become one.
         "version = 1\n[*]\nc = 256\nnp = 1\nthreads = 1\n"
-        f"[m0]\nalias = smollm2:135m\nmodel = {_MODEL}\n"
-        f"[m1]\nalias = other:1b-q4_K_M\nmodel = {_MODEL}\n"
+        f"[m0]\nalias = smollm2:135m\nmodel = {MODEL}\n"
+        f"[m1]\nalias = other:1b-q4_K_M\nmodel = {MODEL}\n"
         "[m2]\nalias = broken:1b\nmodel = /nowhere/x.gguf\n"
     )
     server = RealServer(tmp_path, "--models-preset", str(preset), "--models-max", "1", "--no-webui")

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kloros_llm.gateway.options import resolve
+from tests.llama_server import BINARY, MODEL, needs_llama_server
 
-_BINARY = os.environ.get("KLOROS_LLAMA_BIN", "")
-_MODEL = os.environ.get(
-    "KLOROS_LLAMA_MODEL",
-    str(
-        Path.home()
-        / ".cache/kloros-llm/hub/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
-        / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-)
-
-pytestmark = pytest.mark.skipif(
-    not (_BINARY and Path(_MODEL).is_file()),
-    reason="needs a real llama-server (KLOROS_LLAMA_BIN names it) and a model "
-    "(KLOROS_LLAMA_MODEL, by default SmolLM2-135M in the testbed's cache)",
-)
+pytestmark = needs_llama_server
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +26,9 @@ def engine() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     odd = ["--top-k", "5", "--xtc-probability", "0.5", "--samplers", "top_k;temperature"]
-    base = ["-m", _MODEL, "-c", "2048", "-np", "2", "--threads", "1", "--offline"]
+    base = ["-m", str(MODEL), "-c", "2048", "-np", "2", "--threads", "1", "--offline"]
     server = subprocess.Popen(
-        [_BINARY, *base, *odd, "--port", str(port)],
+        [BINARY, *base, *odd, "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -8,7 +8,7 @@ free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -68,9 +68,12 @@ def settle_all(
             expanded |= reserved[name] if name in usable else {name: instances[name]}
         return settle_instances(wishes, host, expanded, models, headers)
 
+    embedders = _embedders(models, headers)
     reserved = {
         name: _largest(
-            name, router, lambda one: settle_instances(wishes, host, one, models, headers)
+            _wishes(name, router, embedders),
+            router["models_max"],
+            lambda one: settle_instances(wishes, host, one, models, headers),
         )
         for name, router in usable.items()
     }
@@ -84,7 +87,7 @@ def settle_all(
             virtual = f"{name}/{model}"
             if virtual in reserved[name] or last not in routed:
                 continue
-            pinned = _wish(router, model) | {
+            pinned = _wishes(name, router, embedders)[virtual] | {
                 "context": {"want": routed[last]["context_tokens"]},
                 "kv_cache": [routed[last]["kv_cache"]],
             }
@@ -122,25 +125,44 @@ def settle_all(
     return replace(base, instances=planned, memory=memory, findings=findings), children
 
 
-def _wish(router: Data, model: str) -> dict[str, Any]:
-    """The wish of one of its models, as if it had an instance of its own."""
-    own = {name: router[name] for name in ROUTER_KEYS if name not in _INSTEAD}
-    return {name: key.default for name, key in INSTANCE_KEYS.items()} | own | {"model": model}
+def _embedders(models: Mapping[str, Data], headers: Mapping[str, Data]) -> set[str]:
+    """The models that are made for embeddings: their headers say so, as they do to Ollama."""
+
+    def embeds(file: str) -> bool:
+        shape = headers.get(file, {}).get("shape")
+        return shape is not None and "pooling_type" in shape["parameters"]
+
+    return {
+        name
+        for name, model in models.items()
+        if any(file["role"] == "model" and embeds(file["file"]) for file in model["files"])
+    }
 
 
-def _largest(name: str, router: Data, settle: Any) -> dict[str, dict[str, Any]]:
-    """The wishes of so many of its models as may be loaded at once, the largest first."""
-    candidates = {f"{name}/{model}": _wish(router, model) for model in router["models"]}
+def _wishes(name: str, router: Data, embedders: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The wishes of its models, as if each had an instance of its own."""
+    own = {key: router[key] for key in ROUTER_KEYS if key not in _INSTEAD}
+    defaults = {key: known.default for key, known in INSTANCE_KEYS.items()}
+    return {
+        f"{name}/{model}": defaults | own | {"model": model, "embeddings": model in embedders}
+        for model in router["models"]
+    }
+
+
+def _largest(
+    candidates: dict[str, dict[str, Any]], count: int, settle: Callable[[Any], Settled]
+) -> dict[str, dict[str, Any]]:
+    """So many of them as may be loaded at once, the largest first."""
 
     def needs(virtual: str) -> float:
         found = settle({virtual: candidates[virtual]}).memory["instances"].get(virtual)
         # What fits in no way, not even alone, is to be said of.
         return float("inf") if found is None else sum(row["total_mib"] for row in found["devices"])
 
-    if len(candidates) <= router["models_max"]:
+    if len(candidates) <= count:
         return candidates
     order = sorted(candidates, key=needs, reverse=True)
-    return {virtual: candidates[virtual] for virtual in order[: router["models_max"]]}
+    return {virtual: candidates[virtual] for virtual in order[:count]}
 
 
 def _add(memory: dict[str, Any], other: Data, name: str) -> None:
@@ -213,6 +235,7 @@ def _router(name: str, wish: Data, children: Sequence[Data]) -> dict[str, Any]:
         "mmproj_path": None,
         "draft_model_path": None,
         "lora": [],
+        "embeddings": all(child["embeddings"] for child in children),
         "preset": _preset(children),
         "environment": {
             **inherited,
