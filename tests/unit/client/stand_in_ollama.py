@@ -1,4 +1,4 @@
-"""A stand-in for Ollama: repeats what a real one answered (tests/unit/data/ollama)."""
+"""A stand-in for Ollama: repeats what a real one answered (tests/wire/transcripts)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-RECORDED = Path(__file__).parents[1] / "data/ollama"
+RECORDED = Path(__file__).parents[2] / "wire/transcripts"
 
 
 @dataclass(frozen=True)
