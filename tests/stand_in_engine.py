@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
@@ -67,7 +68,8 @@ class StandInEngine:
     max_tokens; chat answers begin with `thinking` and end with `tool_calls` (name, arguments as
     JSON text). `faults` are met by the next requests in turn, probes excepted. `interval_s` is
     the time from one token to the next, `first_s` that from the headers to the first one. While
-    `silent`, it takes connections and answers nothing, not even probes.
+    `silent`, it takes connections and answers nothing, not even probes. A router has
+    `router_models`, and those that it finds in `models_dir` when it starts or is asked to reload.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class StandInEngine:
         embeddings: bool = True,
         api_key: str | None = None,
         router_models: Sequence[str] = (),
+        models_dir: Path | None = None,
         load_s: float = 0.0,
     ) -> None:
         self.pieces = tuple(pieces)
@@ -109,6 +112,10 @@ class StandInEngine:
         self.port = 0
         self.load_s = load_s
         self.models = dict.fromkeys(router_models, "unloaded")
+        self.models_dir = models_dir
+        self.reloads = 0
+        self.reload_s = 0.0
+        self._preset = tuple(router_models)
         self._runner: web.AppRunner | None = None
         self._used: WeakSet[asyncio.Transport] = WeakSet()
         self._vocabulary: list[str] = []
@@ -130,6 +137,7 @@ class StandInEngine:
 
     async def start(self, port: int | None = None) -> None:
         """Listens; where it listened before, or where a free port is."""
+        self._read_folder()
         application = web.Application(client_max_size=1 << 30)
         application.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(
@@ -182,6 +190,10 @@ class StandInEngine:
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             return _error(401, "Invalid API Key", "authentication_error")
         if path in {"/v1/models", "/props"} or path.startswith("/models"):
+            if "reload" in request.query:
+                self.reloads += 1
+                await asyncio.sleep(self.reload_s)
+                self._read_folder()
             return self._about(request.method, path, body)
         if reused and self.hangs_up_on_reuse:
             transport.abort()
@@ -210,7 +222,7 @@ class StandInEngine:
             raise ConnectionResetError
         if fault is not None and fault.kind == "hang":
             await self._until_left()
-        return await self._routes_to(body) if self.models else None
+        return await self._routes_to(body) if self.is_router else None
 
     async def _answer_to(
         self, request: web.Request, path: str, body: Any, fault: Fault | None
@@ -243,11 +255,11 @@ class StandInEngine:
                 }
             )
         if method == "GET":
-            names = self.models or {self.model: "loaded"}
+            names = self.models if self.is_router else {self.model: "loaded"}
             data = [
                 {
-                    "id": f"m{index}",
-                    "aliases": [name],
+                    "id": f"m{index}" if name in self._preset else name,
+                    "aliases": [name] if name in self._preset or not self.is_router else [],
                     "object": "model",
                     "status": self._model_status(value),
                 }
@@ -266,6 +278,19 @@ class StandInEngine:
                 return _error(400, "model is not running", "invalid_request_error")
             self.models[name] = "unloaded"
         return web.json_response({"success": True})
+
+    @property
+    def is_router(self) -> bool:
+        return bool(self._preset) or self.models_dir is not None
+
+    def _read_folder(self) -> None:
+        """As llama-server does: what is loaded and still there stays so."""
+        if self.models_dir is None:
+            return
+        there = {path.parent.name for path in self.models_dir.glob("*/*.gguf") if path.is_file()}
+        self.models = {
+            name: self.models.get(name, "unloaded") for name in (*self._preset, *sorted(there))
+        }
 
     def _model_status(self, value: str) -> dict[str, Any]:
         if value == "unloaded" and self.fails_to_load:

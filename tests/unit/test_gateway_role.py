@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.kloros.llm.plugins.module_utils.gateway_toml import gateway_toml
 from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
 
@@ -44,10 +46,10 @@ def variables(wishes: Data) -> Data:
 
 
 @pytest.fixture
-def units(run_play: Run, wishes: Data, host: Data, tmp_path: Path) -> Callable[[], dict[str, str]]:
+def units(run_play: Run, wishes: Data, host: Data, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Has the role's templates written; the units by name."""
 
-    def write() -> dict[str, str]:
+    def write(**more: Any) -> dict[str, str]:
         result = make_plan(wishes, host)
         assert [f for f in result["findings"] if f["level"] == "error"] == []
         plan = result["plan"]
@@ -69,7 +71,7 @@ def units(run_play: Run, wishes: Data, host: Data, tmp_path: Path) -> Callable[[
         }
         settled = {"ansible.builtin.set_fact": {"__ollama_gateway_release": "0.1.0-0123456789"}}
         done = run_play(
-            [facts(plan), settled, role("digest"), service, sockets], **variables(wishes)
+            [facts(plan), settled, role("digest"), service, sockets], **variables(wishes) | more
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert KEY not in done.stdout
@@ -82,13 +84,22 @@ def units(run_play: Run, wishes: Data, host: Data, tmp_path: Path) -> Callable[[
 def test_units_say_what_was_planned(units: Callable[[], dict[str, str]], wishes: Data) -> None:
     wishes["gguf_models"]["owner"] = "kloros"
     wishes["ollama_gateway"] |= {
-        "listeners": [{"port": 11434}, {"port": 11435, "address": "::1", "api_key": KEY}],
+        "listeners": [
+            {"port": 11434},
+            {"port": 11435, "address": "::1", "api_key": KEY},
+            {"port": 11436, "address": "0::0", "api_key": KEY},
+        ],
         "manages_models": True,
         "limits": {"drain_s": 40.5},
     }
     written = units()
     socket = written["kloros-llm-gateway-11435---1.socket"].splitlines()
     assert "ListenStream=[::1]:11435" in socket
+    assert "BindIPv6Only=ipv6-only" in socket
+    # As Go's: of IPv4 too.
+    of_all = written["kloros-llm-gateway-11436---.socket"].splitlines()
+    assert "ListenStream=[::]:11436" in of_all
+    assert "BindIPv6Only=both" in of_all
     assert "FileDescriptorName=ollama-11435---1" in socket
     assert "Service=kloros-llm-gateway.service" in socket
     service = written["kloros-llm-gateway.service"].splitlines()
@@ -258,6 +269,99 @@ def test_the_gateway_checks_what_the_role_writes(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing is wrong (1 listener, 1 instance, 1 model, 0 personas)" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the role gives its files to root")
+def test_what_only_the_gateway_may_know(
+    run_play: Run, wishes: Data, running: Callable[..., Data], tmp_path: Path
+) -> None:
+    """The token of the Hub is a file that systemd passes; what deserves a thought is said."""
+    wishes["gguf_models"] |= {"owner": "kloros", "hf_token": True}
+    wishes["ollama_gateway"] |= {
+        "manages_models": True,
+        "personas": {
+            "oss": {"from": "tiny:1b", "template": "<|start|><|end|>"},
+        },
+    }
+    plan = running()
+    plan["gateway"]["group"] = "root"
+    write_model(tmp_path / "models" / "tiny.gguf", "gpt-oss")
+    folder = tmp_path / "etc"
+    settled = {
+        "__ollama_gateway_config_dir": str(folder),
+        "__ollama_gateway_check": [
+            "/usr/bin/env",
+            f"PYTHONPATH={Path.cwd() / 'src'}",
+            f"CREDENTIALS_DIRECTORY={folder}/credentials/gateway",
+            *(sys.executable, "-m", "kloros_llm.gateway", "--check", "--config"),
+        ],
+    }
+    token = "hf_canary"
+    done = run_play(
+        [facts(plan), {"ansible.builtin.set_fact": settled}, role("configure")],
+        "-vvv",
+        "--diff",
+        **variables(wishes) | {"gguf_models_hf_token": token, "ollama_gateway_personas": {}},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert token not in done.stdout + done.stderr
+    said = done.stdout.partition("Say what deserves a thought")[2]
+    assert 'note: the template of "oss' in said
+    kept = folder / "credentials" / "gateway" / "hf_token"
+    assert kept.read_text() == f"{token}\n"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    written = (folder / "gateway.toml").read_text()
+    assert 'hf_token_file = "hf_token"' in written
+    assert token not in written
+
+
+def test_another_token_restarts_it(units: Callable[..., dict[str, str]], wishes: Data) -> None:
+    wishes["gguf_models"] |= {"owner": "kloros", "hf_token": True}
+
+    def now(token: str) -> str:
+        text = units(gguf_models_hf_token=token)["kloros-llm-gateway.service"]
+        assert "hf_canary" not in text
+        assert ("LoadCredential=hf_token:/etc/kloros-llm/credentials/gateway/hf_token" in text) == (
+            wishes["ollama_gateway"]["manages_models"]
+        )
+        return digests(text)[0]
+
+    assert now("hf_canary") == now("hf_canary-2")
+    wishes["ollama_gateway"]["manages_models"] = True
+    assert now("hf_canary") != now("hf_canary-2")
+
+
+@pytest.mark.parametrize(
+    ("python", "own"),
+    [("3.11.2", "a-1-cp311"), ("3.13.5", "a-1-cp313")],
+)
+def test_wheels_that_its_python_can_use(
+    run_play: Run, tmp_path: Path, python: str, own: str
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in (
+        "a-1-cp311-cp311-manylinux2014_x86_64.manylinux_2_28_x86_64",
+        "a-1-cp313-cp313-manylinux2014_x86_64",
+        "a-1-cp313-cp313-manylinux2014_aarch64",
+        "b-2-py3-none-any",
+        "c-3-cp39-abi3-manylinux_2_28_x86_64",
+        "d-4-cp311-none-any",
+    ):
+        (wheels / f"{name}.whl").touch()
+    tasks = yaml.safe_load(Path("roles/ollama_gateway/tasks/environment.yml").read_text())
+    (task,) = (one for one in tasks if "that are for its Python" in one["name"])
+    (tmp_path / "there").mkdir()
+    copied = task | {
+        "ansible.builtin.copy": {"src": "{{ item }}", "dest": f"{tmp_path}/there/", "mode": "0644"}
+    }
+    machine = {"python": python, "architecture": "x86_64"}
+    done = run_play([facts({"machine": machine}), copied], ollama_gateway_wheels_dir=str(wheels))
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *others = sorted(path.name for path in (tmp_path / "there").iterdir())
+    assert first.startswith(own)
+    # It has no Python's own code that is not its own, and nothing of another machine's.
+    assert [name[0] for name in others] == ["b", "c", "d"]
 
 
 def test_a_go_template_arrives_as_it_is(

@@ -38,7 +38,11 @@ def test_everything_arrives(
     wishes: Data, host: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = "hf://someone/tiny/{}.gguf"
-    wishes["gguf_models"] |= {"owner": "kloros", "hf_endpoint": "https://hub.example/"}
+    wishes["gguf_models"] |= {
+        "owner": "kloros",
+        "hf_endpoint": "https://hub.example/",
+        "hf_token": True,
+    }
     wishes["gguf_models"]["models"] = {
         "tiny:1b": {"source": source.format("tiny"), "aliases": ["main", "a/b:c"]},
         "eyes": {"source": source.format("eyes"), "mmproj": source.format("projector")},
@@ -76,6 +80,7 @@ def test_everything_arrives(
         "ollama_version": "0.33.1",
         "think_inline": True,
         "log_prompts": True,
+        "manages_models": True,
         "metrics_port": 9999,
     }
     result = make_plan(wishes, host)
@@ -122,6 +127,7 @@ def test_everything_arrives(
     assert config.metrics.port == 9999
     assert (config.think_inline, config.log_prompts) == (True, True)
     assert (config.ollama_version, config.hf_endpoint) == ("0.33.1", "https://hub.example")
+    assert config.hf_token_file == tmp_path / "hf_token"
     assert config.models_dir == Path("/var/lib/kloros-llm/models")
     assert config.state_dir == Path("/var/lib/kloros-llm/gateway")
     assert KEY not in gateway_toml(gateway)
@@ -174,6 +180,7 @@ def test_any_text_arrives(name: str, parameters: dict[str, Any]) -> None:
         "models_dir": "/m",
         "state_dir": "/s",
         "hf_endpoint": "",
+        "hf_token": False,
         "ollama_version": "",
         "think_inline": False,
         "log_prompts": False,

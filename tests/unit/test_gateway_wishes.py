@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.kloros.llm.plugins.module_utils.gateway_plan import listener_name
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_toml import (
+    credentials,
+    gateway_toml,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.gateway_wishes import (
     LIMITS,
     PERSONA_KEYS,
@@ -264,17 +268,77 @@ def test_names_that_are_one_to_clients(served: Data, host: Data, name: str) -> N
     assert errors(make_plan(served, host)) == []
 
 
+def test_wheels_that_are_not_there(served: Data, host: Data) -> None:
+    gateway = served["ollama_gateway"]
+    gateway |= {"wheels_dir": "/srv/wheels", "wheels_there": False}
+    result = make_plan(served, host)
+    assert errors(result) == ["ollama_gateway_wheels_dir"]
+    (finding,) = result["findings"]
+    assert "/srv/wheels" in finding["found"]
+    assert "pip download" in finding["cure"]
+    gateway["wheels_there"] = True
+    assert errors(make_plan(served, host)) == []
+    # Nothing is installed where nobody listens.
+    gateway |= {"wheels_there": False, "listeners": []}
+    assert errors(make_plan(served, host)) == []
+
+
+@pytest.mark.parametrize("manages", [True, False])
+@pytest.mark.parametrize("token", [True, False])
+def test_the_gateway_has_the_token_only_to_pull(
+    served: Data, host: Data, manages: bool, token: bool
+) -> None:
+    served["gguf_models"] |= {"owner": "kloros", "hf_token": token}
+    served["ollama_gateway"]["manages_models"] = manages
+    result = make_plan(served, host)
+    assert errors(result) == []
+    gateway = result["plan"]["gateway"]
+    assert gateway["hf_token"] is (manages and token)
+    assert ("hf_token" in credentials(gateway)) is (manages and token)
+    assert ("hf_token_file" in gateway_toml(gateway)) is (manages and token)
+
+
 def test_fallbacks(served: Data, host: Data) -> None:
     instances = served["llama_instances"]["instances"]
     instances["live"]["fallback"] = "sapre"
     result = make_plan(served, host)
     assert errors(result) == ["llama_instances.live.fallback"]
     assert "'spare'" in result["findings"][0]["cure"]
+    instances["live"]["fallback"] = "live"
+    result = make_plan(served, host)
+    assert errors(result) == ["llama_instances.live.fallback"]
+    assert "itself" in result["findings"][0]["found"]
+    # Each may serve while the other is down.
     instances["live"]["fallback"] = "spare"
     instances["spare"]["fallback"] = "live"
     result = make_plan(served, host)
-    assert errors(result) == ["llama_instances.live.fallback"]
-    assert "live → spare → live" in result["findings"][0]["found"]
+    assert errors(result) == []
+    planned = result["plan"]["gateway"]["instances"]
+    assert (planned["live"]["fallback"], planned["spare"]["fallback"]) == ("spare", "live")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("127.0.0.1", "127.0.0.1", "has port 1 of 127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1", "0.0.0.0 is every IPv4 address"),
+        ("::", "0.0.0.0", ":: is every address, IPv4's too"),
+        ("127.0.0.1", "::", ":: is every address, IPv4's too"),
+        ("0:0::0", "::1", ":: is every address, IPv4's too"),
+        ("0.0.0.0", "::1", ""),
+        ("127.0.0.1", "::1", ""),
+    ],
+)
+def test_two_listeners_on_one_port(
+    served: Data, host: Data, one: str, other: str, said: str
+) -> None:
+    served["ollama_gateway"]["listeners"] = [
+        {"port": 1, "address": one, "api_key": KEY},
+        {"port": 1, "address": other, "api_key": KEY},
+    ]
+    result = make_plan(served, host)
+    assert errors(result) == (["ollama_gateway_listeners[1].port"] if said else [])
+    assert not said or said in result["findings"][0]["found"]
 
 
 _PARTS = st.text("aZ0._-:/ !", max_size=8)
@@ -305,3 +369,4 @@ def test_listeners_have_names_of_their_own() -> None:
         "11434-0.0.0.0",
         "80-192.0.2.1",
     ]
+    assert listener_name("0:0::0", 1) == listener_name("::", 1)

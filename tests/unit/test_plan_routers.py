@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import subprocess
 import time
 import tomllib
@@ -205,6 +207,40 @@ def test_all_is_what_no_other_instance_serves(swap: Data, gpu_host: Data) -> Non
     assert result["plan"]["instances"][1]["models"] == ["middle", "large"]
 
 
+def test_one_for_all_looks_for_what_clients_pull(swap: Data, gpu_host: Data) -> None:
+    folder = "/var/lib/kloros-llm/gateway/pulled"
+    live, named = (plan := make_plan(swap, gpu_host)["plan"])["instances"]
+    assert "LLAMA_ARG_MODELS_DIR" not in live["environment"] | named["environment"]
+    assert "[*]" not in named["preset"]
+    assert "pulled_models_dir" not in gateway_toml(plan["gateway"])
+    swap["llama_instances"]["instances"]["swap"]["models"] = "all"
+    live, router = (plan := make_plan(swap, gpu_host)["plan"])["instances"]
+    assert "LLAMA_ARG_MODELS_DIR" not in live["environment"]
+    assert router["environment"]["LLAMA_ARG_MODELS_DIR"] == folder
+    told = tomllib.loads(gateway_toml(plan["gateway"]))["instances"]
+    assert told["swap"]["pulled_models_dir"] == folder
+    assert "pulled_models_dir" not in told["live"]
+    # As the router's own models are run, but for where the layers go; and these say all of it.
+    head, *sections = router["preset"].split("\n[m")
+    common = head.partition("[*]\n")[2].strip().split("\n")
+    assert common == [
+        "LLAMA_ARG_CTX_SIZE = 4096",
+        "LLAMA_ARG_N_PARALLEL = 2",
+        "LLAMA_ARG_CACHE_TYPE_K = f16",
+        "LLAMA_ARG_CACHE_TYPE_V = f16",
+        "LLAMA_ARG_DEVICE = CUDA0",
+        "LLAMA_ARG_FIT = on",
+        "no-context-shift = true",
+        "top-k = 7",
+    ]
+    for section in sections:
+        lines = section.split("\n")
+        assert {line.partition(" =")[0] for line in common} <= {
+            line.partition(" =")[0] for line in lines
+        }
+        assert "LLAMA_ARG_FIT = off" in lines
+
+
 def test_the_gateway_asks_it_last(swap: Data, gpu_host: Data) -> None:
     gateway = make_plan(swap, gpu_host)["plan"]["gateway"]
     assert gateway["models"]["small"]["instances"] == ["live", "swap"]
@@ -268,6 +304,36 @@ def test_children_are_found() -> None:
         assert child.pid in children_of([os.getpid()])
         assert child.pid not in children_of([child.pid])
         child.kill()
+
+
+def test_the_folder_is_there_before_the_router(
+    run_play: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lib/kloros-llm/gateway/pulled"
+    (tmp_path / "lib").mkdir()
+    user = pwd.getpwuid(os.getuid())
+    import_role = {"name": "llama_instances", "tasks_from": "pulled"}
+
+    def run(pulled: Path | None, *arguments: str) -> str:
+        router = {"router": "swap", "pulled_models_dir": pulled and str(pulled)}
+        plan = {"user": user.pw_name, "instances": [{"router": None}, router]}
+        done = run_play(
+            [{"ansible.builtin.import_role": import_role}],
+            *arguments,
+            preflight_plan=plan,
+            __llama_instances_group=grp.getgrgid(user.pw_gid).gr_name,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "changed=0" in run(None)
+    assert "changed=1" in run(folder, "--check")
+    assert not folder.exists()
+    assert "changed=1" in run(folder)
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    # This one is others' too.
+    assert folder.parent.parent.stat().st_mode & 0o777 != 0o700
+    assert "changed=0" in run(folder)
 
 
 def ask(url: str, data: Any = None) -> Any:
@@ -334,13 +400,20 @@ def test_a_real_router_takes_it(wishes: Data, host: Data, tmp_path: Path) -> Non
     (router,) = make_plan(wishes, host)["plan"]["instances"]
     preset = tmp_path / "models.ini"
     preset.write_text(router["preset"], encoding="utf-8")
-    environment = router["environment"] | {"LLAMA_ARG_MODELS_PRESET": str(preset)}
+    pulled = tmp_path / "pulled"
+    (pulled / "brought").mkdir(parents=True)
+    (pulled / "brought/model.gguf").symlink_to(MODEL)
+    environment = router["environment"] | {
+        "LLAMA_ARG_MODELS_PRESET": str(preset),
+        "LLAMA_ARG_MODELS_DIR": str(pulled),
+    }
     with served(environment, tmp_path) as url:
         assert ask(f"{url}/props")["role"] == "router"
         listed = {alias for one in ask(f"{url}/models")["data"] for alias in one["aliases"]}
         assert listed == {"smollm2:135m", "gone:1b"}
-        question = {"model": "smollm2:135m", "prompt": "The", "n_predict": 4}
-        assert ask(f"{url}/completion", question)["tokens_predicted"] == 4
-        props = ask(f"{url}/props?model=smollm2:135m")
-        assert props["total_slots"] == 2
-        assert props["default_generation_settings"]["n_ctx"] == 512
+        for model in ("smollm2:135m", "brought"):
+            question = {"model": model, "prompt": "The", "n_predict": 4}
+            assert ask(f"{url}/completion", question)["tokens_predicted"] == 4
+            props = ask(f"{url}/props?model={model}")
+            assert props["total_slots"] == 2
+            assert props["default_generation_settings"]["n_ctx"] == 512

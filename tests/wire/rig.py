@@ -204,7 +204,7 @@ def chat_options(store: Store) -> tuple[str | Path, ...]:
     """Of the llama-server that generates; its own samplers are not Ollama's."""
     slots = 2
     tokens = CONTEXT_TOKENS * slots
-    own = ("--top-k", "5", "--temp", "0.1", "--repeat-penalty", "1.7", "--no-prefill-assistant")
+    own = ("--top-k", "5", "--temp", "0.1", "--repeat-penalty", "1.7")
     return ("-m", store.chat, "-c", str(tokens), "-np", str(slots), *own)
 
 

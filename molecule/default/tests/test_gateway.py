@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
+from testbed.cache import cache_folder
 from testbed.host_tests import Play, get, main_pid, only_on
 
 SERVICE = "kloros-llm-gateway.service"
@@ -259,6 +261,62 @@ def test_a_model_that_no_instance_has_is_loaded_on_demand(
     assert "second:135m" in {model["name"] for model in running}
     again = play(llama_instances=changed, gguf_models=models | second)
     assert again.changed == 0, again.output
+
+
+@pytest.fixture
+def other_repository(models: dict[str, Any]) -> Iterator[str]:
+    """A repository of the stand-in Hub with a model that no inventory has; what pulls it."""
+    hub_root = cache_folder() / "hub"
+    owner, name, file = str(models["smollm2:135m"]["source"]).removeprefix("hf://").split("/")
+    folder = hub_root / "kloros-pulls/Small-GGUF"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "Small-Q4_1.gguf").unlink(missing_ok=True)
+    (folder / "Small-Q4_1.gguf").hardlink_to(hub_root / owner / name / file)
+    yield "hf.co/kloros-pulls/Small-GGUF:Q4_1"
+    shutil.rmtree(folder.parent)
+
+
+def delete(host: Host, model: str) -> None:
+    code = (
+        "import sys, urllib.request as u\n"
+        "url = 'http://127.0.0.1:11434/api/delete'\n"
+        "u.urlopen(u.Request(url, sys.argv[1].encode(), method='DELETE'), timeout=60).read()"
+    )
+    host.check_output("python3 -c %s %s", code, json.dumps({"model": model}))
+
+
+@only_on("kloros-trixie")
+def test_a_model_that_a_client_pulls_is_served_at_once(
+    host: Host, play: Play, wishes: dict[str, Any], models: dict[str, Any], other_repository: str
+) -> None:
+    """By the router that the test before this one has left."""
+    router = main_pid(host, "swap")
+    assert router
+    folder = host.file("/var/lib/kloros-llm/gateway/pulled")
+    assert (folder.user, folder.mode) == ("kloros", 0o700)
+    enter = f"nsenter --target={router} --mount"
+    assert host.run(f"{enter} touch {folder.path}/written").rc != 0
+
+    asked = {"model": other_repository, "stream": False}
+    assert get(host, 11434, "/api/pull", data=asked) == {"status": "success"}
+    question = {**asked, "prompt": QUESTION, "options": SETTINGS}
+    assert "assistant" in get(host, 11434, "/api/generate", data=question)["response"]
+    running = {model["name"] for model in get(host, 11434, "/api/ps")["models"]}
+    assert other_repository in running
+    # Nothing was restarted for it, and a play leaves it alone.
+    path = "/var/lib/kloros-llm/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    second = {"second:135m": {"source": f"file:{path}", "file": "second.gguf"}}
+    swap = {"router": True, "models": "all", "port": 8090, "context": 1024}
+    again = play(llama_instances={**wishes, "swap": swap}, gguf_models=models | second)
+    assert again.changed == 0, again.output
+    assert main_pid(host, "swap") == router
+    assert other_repository in names(host)
+    # It is loaded, and goes all the same.
+    assert get(host, 11434, "/api/generate", data=question)["response"]
+    delete(host, other_repository)
+    assert other_repository not in names(host)
+    assert host.check_output(f"ls -A {folder.path}") == ""
+    assert not host.file("/var/lib/kloros-llm/models/Small-Q4_1.gguf").exists
 
 
 @only_on("kloros-trixie")

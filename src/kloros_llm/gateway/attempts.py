@@ -37,7 +37,7 @@ class Target(Protocol):
 
     @property
     def persona(self) -> Persona:
-        """Its model's name is the one that routers know."""
+        """Its model's engine_name is the one that routers know."""
 
     @property
     def instances(self) -> tuple[str, ...]:
@@ -84,13 +84,14 @@ class Attempts:
         self._numbers = pool.numbers
         self._clock = clock
         self._keep_alive_ns = keep_alive_ns
-        self._model = target.persona.model.name
+        self._model = target.persona.model.engine_name
+        self._name = target.persona.model.name
         self._declared = target.instances
         self._candidates = pool.candidates(target.instances)
         if not self._candidates:
             raise ApiError(
                 503,
-                f"no instance serves model '{self._model}': it is installed, but neither named by "
+                f"no instance serves model '{self._name}': it is installed, but neither named by "
                 "an instance in llama_instances nor served by a router",
             )
         self._left_s = pool.limits.wait_s
@@ -170,7 +171,7 @@ class Attempts:
                 return member
             else:
                 try:
-                    await member.router.load(self._model)
+                    await member.router.load(self._model, self._name)
                     return member
                 except (EngineLoadingError, EngineGoneError) as error:
                     self._failed(member, error)

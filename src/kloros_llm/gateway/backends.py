@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+)
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from .attempts import FAILURES, SERVER_BUSY, Attempts, LoadClock, Target
@@ -102,12 +111,25 @@ class Backends:
         attempts.leave(lease)
         return lease.engine
 
+    async def read_folders(self, folders: Collection[Path]) -> None:
+        """Has the routers whose models lie in these folders read them anew. Returns when they have,
+        and have ended what is no longer there; who does not answer is asked again later.
+        """
+        routers = [
+            member.router
+            for member in self._pool.members.values()
+            if member.router is not None
+            and member.instance.pulled_models_dir in folders
+            and not self._pool.closing
+        ]
+        await asyncio.gather(*(router.read_folder() for router in routers))
+
     def unload(self, target: Target) -> None:
         """Has routers end the model, after the requests under way; dedicated ones keep it."""
         for name in target.instances:
             router = self._pool.members[name].router
             if router is not None:
-                router.expire(target.persona.model.name)
+                router.expire(target.persona.model.engine_name)
 
     async def stream(
         self,

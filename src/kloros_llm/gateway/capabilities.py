@@ -15,6 +15,21 @@ GPT_OSS = ("gptoss", "gpt-oss")
 """Their family, in Ollama's files and in others."""
 
 
+def renders_itself(facts: ModelFacts, template: str | None) -> bool:
+    """Whether the GGUF file's own template is used, whatever Go template a persona has.
+
+    gpt-oss answers in channels, which Ollama takes apart by code of its own, whatever the
+    template; llama-server does so by the model's own. The condition is Ollama's shouldUseHarmony.
+    """
+    return (
+        template is not None
+        and facts.family in GPT_OSS
+        and bool(facts.chat_template)
+        and "<|start|>" in template
+        and "<|end|>" in template
+    )
+
+
 def capabilities_of(facts: ModelFacts, template: str | None) -> tuple[str, ...]:
     """In Ollama's order. `template` is the Go template; None: the GGUF file's own renders."""
     found = [

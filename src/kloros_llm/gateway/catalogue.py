@@ -1,8 +1,12 @@
 """What each listener lists and serves, answered from memory.
 
-A listener lists what its instances serve, and beside it what clients made that nobody serves. A
-model of gateway.toml that nobody serves is only installed: clients take the first preferred name
-that is listed, so no port may list what it cannot serve. It can still be named in FROM.
+A listener lists what its instances serve, and beside it what clients made that nobody serves
+there. A model of gateway.toml that nobody serves is only installed: clients take the first
+preferred name that is listed, so no port may list what it cannot serve. It can still be named in
+FROM.
+
+What clients brought is served by the routers that look for it (Instance.pulled_models_dir): their
+folders follow what a look has found, and then they are asked to look anew.
 """
 
 from __future__ import annotations
@@ -10,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +32,7 @@ from .model_facts import ModelFacts
 from .model_names import INVALID_NAME, name_key
 from .personas import Created, Persona, PersonaStore
 from .pull_sources import PullSources
+from .pulled_models import folders_of, keep_folder, links_of
 from .pulls import Line, Pulled, Pulls
 from .survey import EMPTY, Entry, FactsCache, Survey, look, made_from, stamp_of
 
@@ -77,6 +82,10 @@ class Catalogue:
         self._pulls = Pulls(self._sources, self._take_pulled)
         self._store = PersonaStore(config.state_dir / "personas")
         self._cache = FactsCache()
+        self.have_read: Callable[[frozenset[Path]], Awaitable[None]] = _nobody_reads
+        """Called with routers' folders that have changed: has the routers read them."""
+        self._withdrawn: set[Path] = set()
+        self._folder_problems: dict[Path, str] = {}
         self._looking = asyncio.Lock()
         self._poll_s = poll_s
         self._stamp: object = None
@@ -110,12 +119,32 @@ class Catalogue:
     async def refresh(self) -> None:
         """Look at everything again; what has not changed is not read again."""
         async with self._looking:
-            self._state, self._stamp = await asyncio.to_thread(self._look)
+            self._state, self._stamp, changed = await asyncio.to_thread(self._look)
+            if changed:
+                # Within: who finds nothing changed may rely on it that routers know it all.
+                await self.have_read(changed)
 
-    def _look(self) -> tuple[_State, object]:
+    def _look(self) -> tuple[_State, object, frozenset[Path]]:
         stamp = self._current_stamp()
-        survey = look(self.config, self._store.load(), self._cache)
-        return _state(self.config, survey), stamp
+        survey = look(self.config, self._store.load(), self._cache, self._withdrawn)
+        changed = self._keep_folders(survey)
+        # What could not be written is tried again at the next round.
+        return _state(self.config, survey), None if self._folder_problems else stamp, changed
+
+    def _keep_folders(self, survey: Survey) -> frozenset[Path]:
+        """Those of the routers' folders that the look has changed."""
+        wanted = {name: links_of(survey.facts[one.path]) for name, one in survey.pulled.items()}
+        changed, problems = set(), {}
+        for folder in folders_of(self.config):
+            try:
+                if keep_folder(folder, wanted):
+                    changed.add(folder)
+            except OSError as error:
+                problems[folder] = f"{folder}: no links to pulled models for routers: {error}"
+                if problems[folder] != self._folder_problems.get(folder):
+                    _LOG.error("%s", problems[folder])
+        self._folder_problems = problems
+        return frozenset(changed)
 
     async def _watch(self) -> None:
         while True:
@@ -183,6 +212,11 @@ class Catalogue:
         survey = self._state.survey
         return survey.entries.get(key) or survey.bare.get(key)
 
+    def in_memory(self, engine_name: str) -> Entry | None:
+        """What is meant by the name that an engine has for a model."""
+        pulled = self._state.survey.pulled.get(engine_name)
+        return self.base(pulled.name if pulled else engine_name)
+
     def bare(self, name: str) -> Entry | None:
         """An installed model by its name, whatever a persona of that name says."""
         return self._state.survey.bare.get(name_key(name) or "")
@@ -235,6 +269,21 @@ class Catalogue:
                 return model
         return None
 
+    @asynccontextmanager
+    async def withdrawn(self, model: Model) -> AsyncIterator[None]:
+        """No router serves it meanwhile, as far as it comes by this API, nor has its files open.
+        Where the block fails all is as before. Call it with `changing` held.
+        """
+        self._withdrawn.add(model.path)
+        try:
+            await self.refresh()
+            yield
+        except BaseException:
+            self._withdrawn.discard(model.path)
+            await self.refresh()
+            raise
+        self._withdrawn.discard(model.path)
+
     async def save(self, created: Created) -> None:
         """Make the name mean this. Call it with `changing` held. Raises ApiError."""
         key = name_key(created.name)
@@ -278,6 +327,10 @@ class Catalogue:
             await self.save(made_from(entry, name, owned=owned))
 
 
+async def _nobody_reads(_: frozenset[Path]) -> None:
+    """Routers that start later read the folders then."""
+
+
 def _state(config: Config, survey: Survey) -> _State:
     views = {listener: _view(listener, survey) for listener in config.listeners}
     return _State(survey, views)
@@ -291,7 +344,8 @@ def _view(listener: Listener, survey: Survey) -> _View:
             for name in entry.instances
             if listener.instances is None or name in listener.instances
         )
-        if here or (entry.persona.origin == "created" and not entry.instances):
+        brought = entry.persona.model.router_id or not entry.instances
+        if here or (entry.persona.origin == "created" and brought):
             by_key[entry.key] = Served(entry.persona, here)
     listed = sorted(by_key.values(), key=lambda one: one.persona.modified_at, reverse=True)
     models = [_tag(one.persona, survey.facts[one.persona.model.path]) for one in listed]

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from .capabilities import renders_itself
 from .config import Config, ConfigError, read_config
 from .go_template import TemplateError, parse
 from .personas import PersonaStore
 from .service import tls_context
-from .survey import FactsCache, look
+from .survey import FactsCache, Survey, look
 
 
 def print_findings(path: Path) -> int:
-    """Everything that is wrong, on standard output. 0: nothing; 1: something."""
+    """Everything that is wrong, on standard output. 0: nothing; 1: something.
+
+    Where nothing is, what may surprise: lines that begin with "note: ".
+    """
     try:
         config = read_config(path)
-        findings = [*_tls_findings(config), *_name_findings(config)]
+        findings, notes = [*_tls_findings(config)], list[str]()
+        if config.state_dir.exists() and not config.state_dir.is_dir():
+            findings.append(
+                f"state_dir: {config.state_dir} is no folder; name one, or remove what is there"
+            )
+        else:
+            survey = _survey(config)
+            findings += _name_findings(config, survey)
+            notes += _notes(survey)
         if findings:
             raise ConfigError(path, findings)
     except ConfigError as error:
@@ -32,6 +44,8 @@ def print_findings(path: Path) -> int:
         )
     )
     print(f"{path}: nothing is wrong ({counts})")
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 
@@ -43,13 +57,12 @@ def _tls_findings(config: Config) -> Iterator[str]:
             yield f"listeners[{number}].tls_certificate, tls_key: {error}"
 
 
-def _name_findings(config: Config) -> Iterator[str]:
+def _survey(config: Config) -> Survey:
+    return look(config, PersonaStore(config.state_dir / "personas").load(), FactsCache())
+
+
+def _name_findings(config: Config, survey: Survey) -> Iterator[str]:
     """What models' files and the names' templates show."""
-    if config.state_dir.exists() and not config.state_dir.is_dir():
-        yield f"state_dir: {config.state_dir} is no folder; name one, or remove what is there"
-        return
-    created = PersonaStore(config.state_dir / "personas").load()
-    survey = look(config, created, FactsCache())
     for model in config.models.values():
         facts = survey.facts.get(model.path)
         if facts is not None and facts.problem:
@@ -74,4 +87,15 @@ def _name_findings(config: Config) -> Iterator[str]:
             yield (
                 f'the template of "{persona.name}" cannot be honoured: {error}; correct it, or '
                 "leave it out, then the model's own is used"
+            )
+
+
+def _notes(survey: Survey) -> Iterator[str]:
+    for entry in survey.entries.values():
+        persona = entry.persona
+        facts = survey.facts.get(persona.model.path)
+        if facts is not None and renders_itself(facts, persona.template):
+            yield (
+                f'the template of "{persona.name}" gives way to the one in the GGUF file, by which '
+                "llama-server takes gpt-oss's answers apart"
             )

@@ -3,12 +3,13 @@
 The form, in full with a comment a key, is in docs/gateway.toml:
 
     models_dir, state_dir        folders: the store's models; what clients create
-    hf_endpoint, ollama_version, think_inline, log_prompts
+    hf_endpoint, hf_token_file, ollama_version, think_inline, log_prompts
 
     [[listeners]]                address, port, instances, socket_name, origins,
                                  api_key_file, tls_certificate, tls_key
     [instances.NAME]             url, kind, model, context_tokens, slots, embeddings,
-                                 api_key_file, fallback, memory_bytes, vram_bytes
+                                 api_key_file, fallback, memory_bytes, vram_bytes,
+                                 pulled_models_dir
     [models."NAME"]              path, mmproj, aliases, instances
     [personas."NAME"]            from, system, template, parameters, messages, license,
                                  adapters, instances
@@ -63,7 +64,9 @@ class Instance:
     """One llama-server. A router has no model of its own; `context_tokens` are those of a slot.
 
     `memory_bytes` and `vram_bytes` are by the name of a model: what it takes when it is loaded
-    there, in all and of it on GPUs, as far as that was planned.
+    there, in all and of it on GPUs, as far as that was planned. A router that was started with
+    `pulled_models_dir` as its LLAMA_ARG_MODELS_DIR serves also what the store has beside `models`:
+    the gateway keeps links to it there.
     """
 
     name: str
@@ -77,13 +80,15 @@ class Instance:
     fallback: str | None = None
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     vram_bytes: Mapping[str, int] = field(default_factory=dict)
+    pulled_models_dir: Path | None = None
 
 
 @dataclass(frozen=True)
 class Model:
     """A model of the store. `instances` serve it, in order of preference.
 
-    Without any it is not listed; clients can name it in FROM.
+    Without any it is not listed; clients can name it in FROM. `router_id` is what routers call
+    one that gateway.toml does not have.
     """
 
     name: str
@@ -91,6 +96,12 @@ class Model:
     aliases: tuple[str, ...] = ()
     mmproj: Path | None = None
     instances: tuple[str, ...] = ()
+    router_id: str = ""
+
+    @property
+    def engine_name(self) -> str:
+        """By what engines that serve several models know it."""
+        return self.router_id or self.name
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class PersonaSettings:
 class Limits:
     """Bounds on what one client, or a missing engine, can take."""
 
-    body_bytes: int = 256 << 20
+    body_bytes: int = 64 << 20
     header_bytes: int = 16 << 10
     header_s: float = 20.0
     body_s: float = 120.0
@@ -144,6 +155,7 @@ class Config:
     limits: Limits = Limits()
     metrics: Metrics | None = None
     hf_endpoint: str | None = None
+    hf_token_file: Path | None = None
     ollama_version: str = "0.33.0"
     think_inline: bool = False
     log_prompts: bool = False
@@ -199,6 +211,7 @@ def _config(top: Table) -> Config:
         limits=_limits(top.table("limits")),
         metrics=None if metrics is None else _metrics(metrics),
         hf_endpoint=_endpoint(top),
+        hf_token_file=_credential(top, "hf_token_file"),
         ollama_version=_version(top),
         think_inline=top.boolean("think_inline", False),
         log_prompts=top.boolean("log_prompts", False),
@@ -236,6 +249,7 @@ def _instance(name: str, table: Table) -> Instance:
         fallback=table.optional_text("fallback"),
         memory_bytes=table.integers("memory_bytes", _MOST_MEMORY_BYTES),
         vram_bytes=table.integers("vram_bytes", _MOST_MEMORY_BYTES),
+        pulled_models_dir=table.path("pulled_models_dir"),
     )
     table.close()
     return instance

@@ -30,11 +30,9 @@ def check(config: Config, findings: Findings) -> None:
     for number, listener in enumerate(config.listeners):
         _check_listener(config, listener, f"listeners[{number}]", findings)
     _check_sockets(config, findings)
+    _check_token(config.hf_token_file, findings)
     for instance in config.instances.values():
         _check_instance(config, instance, findings)
-    _check_circles(
-        {i.name: i.fallback for i in config.instances.values()}, "instances", "fallback", findings
-    )
     _check_urls(config, findings)
     _check_names(config, findings)
     _check_models(config, findings)
@@ -110,10 +108,11 @@ def _check_sockets(config: Config, findings: Findings) -> None:
             )
     for where, address, port in wanted:
         for other, its_address in taken.get(port, []):
-            if its_address == address or {its_address, address} & {"0.0.0.0", "::"}:  # noqa: S104
+            if _clash(its_address, address):
+                both = ":: is IPv4's too; " if "::" in (its_address, address) else ""
                 findings.append(
                     f"{where}.port: found {port}, which {other} has already on {its_address}; "
-                    "give each its own"
+                    f"{both}give each its own"
                 )
         taken.setdefault(port, []).append((where, address))
     for number, listener in enumerate(config.listeners):
@@ -126,6 +125,17 @@ def _check_sockets(config: Config, findings: Findings) -> None:
         names.setdefault(listener.socket_name, where)
 
 
+def _clash(one: str, other: str) -> bool:
+    """Whether two addresses cannot both be listened on at one port."""
+    try:
+        first, second = ipaddress.ip_address(one), ipaddress.ip_address(other)
+    except ValueError:
+        return one == other
+    if first == second or "::" in (str(first), str(second)):
+        return True
+    return first.version == second.version and (first.is_unspecified or second.is_unspecified)
+
+
 def _check_instance(config: Config, instance: Instance, findings: Findings) -> None:
     where = f'instances."{instance.name}"'
     if instance.url and (host_and_port(instance.url) is None or instance.url.endswith("/v1")):
@@ -135,12 +145,22 @@ def _check_instance(config: Config, instance: Instance, findings: Findings) -> N
         )
     if instance.kind == "router" and instance.model is not None:
         findings.append(f"{where}.model: a router serves many; name it in those models' instances")
+    if instance.kind == "dedicated" and instance.pulled_models_dir is not None:
+        findings.append(
+            f"{where}.pulled_models_dir: only a router looks there; leave it out, or write "
+            'kind = "router"'
+        )
     if instance.kind == "dedicated" and instance.model is None:
         findings.append(f'{where}.model: missing; name the model, or write kind = "router"')
     if instance.model is not None:
         _check_known((instance.model,), config.models, f"{where}.model", findings)
     if instance.fallback is not None:
         _check_known((instance.fallback,), config.instances, f"{where}.fallback", findings)
+        if instance.fallback == instance.name:
+            findings.append(
+                f"{where}.fallback: found {found(instance.name)}, which is this instance itself; "
+                "name another, or leave it out"
+            )
     _check_key_file(instance.api_key_file, f"{where}.api_key_file", findings)
 
 
@@ -224,12 +244,10 @@ def _check_personas(config: Config, findings: Findings) -> None:
         if own is not None and key is not None and not (own == key and own in models):
             parents[own] = key
         _check_known(persona.instances or (), config.instances, f"{where}.instances", findings)
-    _check_circles(parents, "personas", "from", findings)
+    _check_circles(parents, findings)
 
 
-def _check_circles(
-    follows: Mapping[str, str | None], table: str, key: str, findings: Findings
-) -> None:
+def _check_circles(follows: Mapping[str, str | None], findings: Findings) -> None:
     """Note each circle once, at the first of its members."""
     done: set[str] = set()
     for start in follows:
@@ -241,7 +259,7 @@ def _check_circles(
         if at in way:
             circle = [*way[way.index(at) :], at]
             findings.append(
-                f'{table}."{at}".{key}: goes in a circle: {" → ".join(circle)}; end it somewhere'
+                f'personas."{at}".from: goes in a circle: {" → ".join(circle)}; end it somewhere'
             )
         done.update(way)
 
@@ -265,6 +283,12 @@ def _check_key_file(path: Path | None, where: str, findings: Findings) -> None:
         read_api_keys(path)
     except ValueError as error:
         findings.append(f"{where}: {error}")
+
+
+def _check_token(path: Path | None, findings: Findings) -> None:
+    where = "hf_token_file"
+    if path is not None and _check_file(path, where, findings) and not path.read_bytes().strip():
+        findings.append(f"{where}: {path} holds no token: write one, or leave the key out")
 
 
 def _check_file(path: Path, where: str, findings: Findings) -> bool:

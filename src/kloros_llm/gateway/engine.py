@@ -32,6 +32,8 @@ Health = Literal["ok", "loading"]
 
 _ERROR_BYTES = 1 << 20
 _PROBE_S = 2.0
+# A router waits for the models that it ends, each at most 10 s.
+_READ_FOLDER_S = 15.0
 _JSON = "application/json"
 
 # What of the last object is needed: it else holds the whole prompt again.
@@ -277,6 +279,17 @@ class Engine:
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise invalid_answer(f"to /models lacks {error}") from error
+
+    async def read_folder(self) -> None:
+        """Has a router read its folder of models and its presets anew. It ends what is loaded and
+        no longer there, and leaves all others alone.
+        """
+        url = self._url("/models", {"reload": "1"})
+        try:
+            async with asyncio.timeout(_READ_FOLDER_S):
+                await self._object(await self._send("GET", url))
+        except TimeoutError:
+            raise EngineStalledError("no answer to /models?reload=1", began=False) from None
 
     async def load(self) -> None:
         """Has a router begin to load its `model`; `models` tells when that is done."""

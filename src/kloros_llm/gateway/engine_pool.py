@@ -65,6 +65,9 @@ class EnginePool:
         watches = [member.watch for member in self.members.values()]
         await asyncio.gather(*(watch.probe() for watch in watches))
         self._probes = [asyncio.create_task(watch.run()) for watch in watches]
+        for member in self.members.values():
+            if member.router is not None and member.instance.pulled_models_dir is not None:
+                self._probes.append(asyncio.create_task(member.router.keep_reading()))
 
     def _member(
         self, instance: Instance, kept: aiohttp.ClientSession, fresh: aiohttp.ClientSession

@@ -39,7 +39,7 @@ def loaded_json(catalogue: Catalogue, listener: Listener, loaded: Iterable[InMem
     for one in loaded:
         if listener.instances is not None and one.instance not in listener.instances:
             continue
-        entry = catalogue.base(one.model)
+        entry = catalogue.in_memory(one.model)
         if entry is None:
             continue
         instance = catalogue.config.instances[one.instance]

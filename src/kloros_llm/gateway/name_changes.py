@@ -65,7 +65,8 @@ async def put(catalogue: Catalogue, created: Created) -> None:
     if now.persona.model.path == model.path or catalogue.others_of(model, created.name):
         return
     try:
-        await in_thread(lambda: _remove_files(catalogue, model))
+        async with catalogue.withdrawn(model):
+            await in_thread(lambda: _remove_files(catalogue, model))
     except ApiError as error:
         _LOG.warning("%s has no name any more, and stays: %s", model.path, error.text)
     await catalogue.refresh()
@@ -84,7 +85,8 @@ async def delete(catalogue: Catalogue, listener: Listener, name: str) -> None:
         check_free(catalogue, name)
         created = catalogue.created(name)
         if created and created.owned and not catalogue.others_of(model, name):
-            await in_thread(lambda: _remove_files(catalogue, model))
+            async with catalogue.withdrawn(model):
+                await in_thread(lambda: _remove_files(catalogue, model))
         await catalogue.forget(name)
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from .access_log import RequestRecord
 from .api_requests import ChatRequest, GenerateRequest
 from .api_tools import Message
-from .capabilities import GPT_OSS
+from .capabilities import renders_itself
 from .catalogue import NOT_FOUND, Served
 from .conversation import Conversation
 from .engine_chat import EngineChat
@@ -68,16 +68,9 @@ def chat_generation(
 
 
 def _go_template(services: Services, persona: Persona) -> str | None:
-    """The Go template that makes a persona's prompts; None: the model's own template does.
-
-    gpt-oss answers in channels, which Ollama takes apart by code of its own, whatever the
-    template; llama-server does so by the model's own. The condition is Ollama's shouldUseHarmony.
-    """
-    template = persona.template
+    """The Go template that makes a persona's prompts; None: the model's own template does."""
     facts = services.catalogue.facts(persona.model)
-    if template is not None and facts.family in GPT_OSS and facts.chat_template:
-        return None if "<|start|>" in template and "<|end|>" in template else template
-    return template
+    return None if renders_itself(facts, persona.template) else persona.template
 
 
 async def generate_generation(

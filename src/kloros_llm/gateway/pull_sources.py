@@ -8,7 +8,6 @@ this one.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,9 +58,10 @@ class PullSources:
         self.config = config
         self._plan_path = plan
         self._endpoint = (config.hf_endpoint or DEFAULT_HF_ENDPOINT).rstrip("/")
+        token_file = config.hf_token_file
         self._settings = FetchSettings(
             hf_endpoint=self._endpoint,
-            hf_token=os.environ.get("HF_TOKEN", "").strip() or None,
+            hf_token=token_file.read_text("utf-8").strip() if token_file else None,
             users=Users(config_dir=plan.parent),
         )
 

@@ -16,6 +16,8 @@ from .watch import Watch
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_READ_AGAIN_S = 1.0
+_FAILURES = (EngineError, EngineLoadingError, EngineGoneError)
 
 
 @dataclass
@@ -39,19 +41,49 @@ class RouterModels:
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, asyncio.Task[None]] = {}
         self._ended_at: dict[str, datetime] = {}
+        # What has changed while this gateway was away is not known.
+        self._to_read = watch.instance.pulled_models_dir is not None
+        self._reading = asyncio.Lock()
 
     def is_loaded(self, model: str) -> bool:
         """As far as is known, and nobody is ending it."""
         return model in self._watch.models() and model not in self._ends
 
-    async def load(self, model: str) -> None:
-        """Returns when it is loaded. All that wait for one model share one load.
+    async def read_folder(self) -> None:
+        """Has the router read its folder anew. Where that fails, `keep_reading` does it later."""
+        self._to_read = True
+        await self._read_folder()
+
+    async def keep_reading(self) -> None:
+        """Has the router read its folder where it has not yet, until this is cancelled."""
+        while True:
+            if self._watch.status == "up":
+                await self._read_folder()
+            await asyncio.sleep(_READ_AGAIN_S)
+
+    async def _read_folder(self) -> None:
+        async with self._reading:
+            if not self._to_read:
+                return
+            # What changes from now on is read once more.
+            self._to_read = False
+            try:
+                await self._watch.read_folder()
+            except BaseException as error:
+                self._to_read = True
+                if not isinstance(error, _FAILURES):
+                    raise
+                _log.info("%s: reading its models anew: %s", self._watch.instance.name, error)
+
+    async def load(self, model: str, name: str) -> None:
+        """Returns when it is loaded. All that wait for one model share one load. `name` is what
+        people call it.
 
         Raises EngineError where it cannot be loaded, else as Engine does.
         """
         load = self._loads.get(model)
         if load is None:
-            load = asyncio.get_running_loop().create_task(self._load(model))
+            load = asyncio.get_running_loop().create_task(self._load(model, name))
             self._loads[model] = load
             load.add_done_callback(lambda done: self._loaded(model, done))
         await asyncio.shield(load)
@@ -67,21 +99,23 @@ class RouterModels:
             use = self._uses[model] = _Use(self._keep_alive_ns)
             self._start_timer(model, use)
 
-    async def _load(self, model: str) -> None:
+    async def _load(self, model: str, name: str) -> None:
         if (end := self._ends.get(model)) is not None:
             await asyncio.wait((end,))
         try:
-            await self._engine(model).load()
+            await self._begin(model)
         except EngineLoadingError:
             # All its places are taken by busy models: a request itself waits in the router's line.
             return
         except EngineError as error:
             if error.status == 404:
-                name = self._watch.instance.name
+                instance = self._watch.instance
+                lacking = "its preset file must have it as an alias"
+                if model != name:
+                    lacking = f"it has not found it in {instance.pulled_models_dir}"
                 raise EngineError(
                     500,
-                    f"instance {name!r} does not know the model {model!r}: "
-                    "its preset file must have it as an alias",
+                    f"instance {instance.name!r} does not know the model {name!r}: {lacking}",
                     kind=error.kind,
                 ) from error
             if error.message != "model is already running":
@@ -93,7 +127,7 @@ class RouterModels:
             if value == "unloaded" and said.get("failed"):
                 raise EngineError(
                     500,
-                    f"llama-server could not load the model {model!r}: it ended with "
+                    f"llama-server could not load the model {name!r}: it ended with "
                     f"exit status {said.get('exit_code')}; its log says why",
                     kind="server_error",
                 )
@@ -101,6 +135,17 @@ class RouterModels:
             if value != "loading":
                 return
             await asyncio.sleep(_POLL_S)
+
+    async def _begin(self, model: str) -> None:
+        """Has it begin to load; a router that does not know it reads its folder first."""
+        try:
+            await self._engine(model).load()
+        except EngineError as error:
+            is_read = not (self._to_read or self._reading.locked())
+            if error.status != 404 or is_read:
+                raise
+            await self._read_folder()
+            await self._engine(model).load()
 
     def enter(self, model: str, keep_alive_ns: int | None) -> None:
         """A request uses it from now on; None leaves its keep_alive as it was."""

@@ -126,6 +126,7 @@ class Gateway:
             backends = Backends(self._config)
             stack.push_async_callback(backends.close)
             await backends.start()
+            self._catalogue.have_read = backends.read_folders
             self._metrics.ask(BackendSource(backends))
             metrics_server = await self._start_metrics(stack)
             for listener, listening in sockets:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from .layers import (
 from .model_facts import ModelFacts, file_layer, read_facts
 from .model_names import display_name, name_key
 from .personas import Created, Origin, Persona
+from .pulled_models import router_id, routers_of
 
 _LOG = logging.getLogger(__name__)
 _FILES: Final = (MODEL, PROJECTOR)
@@ -59,7 +60,8 @@ class Survey:
     `models` holds all that are installed, also those that no client sees, and `bare` what they
     are without a persona; `created` what clients made; `digests` are the contents that need no
     upload, and `files` those of them that are the models' files; `configured` are the keys of
-    gateway.toml's names.
+    gateway.toml's names; `pulled` are the models that routers find in their folders, by the ids
+    that they have there.
     """
 
     entries: Mapping[str, Entry]
@@ -70,9 +72,10 @@ class Survey:
     files: Mapping[str, Path]
     bare: Mapping[str, Entry]
     configured: frozenset[str]
+    pulled: Mapping[str, Model]
 
 
-EMPTY: Final = Survey({}, {}, {}, {}, frozenset(), {}, {}, frozenset())
+EMPTY: Final = Survey({}, {}, {}, {}, frozenset(), {}, {}, frozenset(), {})
 
 
 def made_from(entry: Entry, name: str, *, owned: bool) -> Created:
@@ -125,20 +128,33 @@ def stamp_of(path: Path | None) -> tuple[int, int, int] | None:
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
-def look(config: Config, created: Mapping[str, Created], cache: FactsCache) -> Survey:
-    """Survey everything."""
-    return _Surveyor(config, created, cache).survey()
+def look(
+    config: Config,
+    created: Mapping[str, Created],
+    cache: FactsCache,
+    withdrawn: Collection[Path] = (),
+) -> Survey:
+    """Survey everything. Of what clients pulled, no router serves the models `withdrawn`."""
+    return _Surveyor(config, created, cache, withdrawn).survey()
 
 
 class _Surveyor:
-    def __init__(self, config: Config, created: Mapping[str, Created], cache: FactsCache) -> None:
+    def __init__(
+        self,
+        config: Config,
+        created: Mapping[str, Created],
+        cache: FactsCache,
+        withdrawn: Collection[Path],
+    ) -> None:
         self._config = config
         self._created = created
-        self._stored = tuple(_stored_models(config))
-        models = [*config.models.values(), *self._stored]
+        stored = list(_stored_models(config))
+        models = [*config.models.values(), *stored]
         self._facts = {model.path: cache.of(model) for model in models}
         cache.keep_only(models)
-        self._models = _by_key(models)
+        stored = [one if one.path in withdrawn else self._routed(one) for one in stored]
+        self._pulled = {one.router_id: one for one in stored if one.router_id}
+        self._models = _by_key([*config.models.values(), *stored])
         self._settings = {
             key: settings
             for settings in config.personas.values()
@@ -173,7 +189,15 @@ class _Surveyor:
             files,
             bare,
             configured,
+            self._pulled,
         )
+
+    def _routed(self, model: Model) -> Model:
+        """The model as the routers serve it that look for what clients brought, if any do."""
+        facts, routers = self._facts[model.path], routers_of(self._config)
+        if facts.problem or not routers:
+            return model
+        return replace(model, instances=routers, router_id=router_id(model, facts))
 
     def _add_model(self, name: str, model: Model) -> None:
         key = _key(name)
@@ -286,7 +310,7 @@ class _Surveyor:
 
 
 def _stored_models(config: Config) -> Iterator[Model]:
-    """The models of the store that gateway.toml does not know; no instance serves them."""
+    """The models of the store that gateway.toml does not know."""
     known = {os.path.realpath(model.path) for model in config.models.values()}
     try:
         records = records_in_force(config.models_dir)

@@ -109,6 +109,11 @@ class Watch:
             # An error that no llama-server gives to a probe: something else listens there.
             self.see("down")
 
+    async def read_folder(self) -> None:
+        """Has a router look anew for its models."""
+        await self._prober.read_folder()
+        await self.read_models()
+
     async def read_models(self) -> None:
         """Asks a router what it has loaded."""
         before = self.models()

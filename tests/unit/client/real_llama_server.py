@@ -54,12 +54,17 @@ def _running(*options: str | Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     process = _run(port, *options)
     try:
-        deadline = time.monotonic() + START_S
-        while not check_llama_health(url):
-            assert process.poll() is None, "llama-server ended"
-            assert time.monotonic() < deadline, "llama-server is not ready"
-            time.sleep(0.1)
+        until_ready(url, process)
         yield url
     finally:
         process.terminate()
         process.wait()
+
+
+def until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Waits for a llama-server."""
+    deadline = time.monotonic() + START_S
+    while not check_llama_health(url):
+        assert process.poll() is None, "llama-server ended"
+        assert time.monotonic() < deadline, "llama-server is not ready"
+        time.sleep(0.1)

@@ -29,14 +29,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def write_model(path: Path) -> None:
+def write_model(path: Path, architecture: str = "llama") -> None:
     """A file with a header and one tensor, as far as the gateway reads models."""
     maker = GgufMaker()
-    maker.string("general.architecture", "llama")
-    maker.number("llama.block_count", U32, 1)
-    maker.number("llama.context_length", U32, 4096)
-    maker.number("llama.embedding_length", U32, 64)
-    maker.number("llama.attention.head_count", U32, 1)
+    maker.string("general.architecture", architecture)
+    maker.number(f"{architecture}.block_count", U32, 1)
+    maker.number(f"{architecture}.context_length", U32, 4096)
+    maker.number(f"{architecture}.embedding_length", U32, 64)
+    maker.number(f"{architecture}.attention.head_count", U32, 1)
     maker.string("tokenizer.chat_template", "{{ messages }}")
     maker.tensor("token_embd.weight", (64, 100))
     path.write_bytes(maker.file())

@@ -144,6 +144,7 @@ class Gateway:
     async def __aenter__(self) -> Client:
         await self.catalogue.start()
         await self.backends.start()
+        self.catalogue.have_read = self.backends.read_folders
         metrics = GatewayMetrics()
         urls = []
         for listener in self.config.listeners:

@@ -154,7 +154,6 @@ port = 9000
         "instances.\"live\".url: found '127.0.0.1:8080', needed http://ADDRESS:PORT",
         "instances.\"live\".model: found 'nosuch', which is no model here; known: bad name, m",
         'instances."live".slots: found 0, needed 1 to 1024',
-        'instances."live".fallback: goes in a circle: live → think → live; end it somewhere',
         "instances.\"think\".kind: found 'routr', needed one of: dedicated, router",
         "instances.\"think\".url: found 'http://127.0.0.1:11434', which is a listener of this ",
         "models.\"bad name\": found 'bad name', needed a model's name as Ollama has them",
@@ -193,7 +192,14 @@ port = 9000
         (HEAD.replace("11434", "11434\norigins = ['https://a.example/']"), "a slash at the end"),
         (HEAD.replace('model = "m"', ""), 'live".model: missing; name the model, or write kind'),
         (HEAD.replace('model = "m"', 'model = "m"\nkind = "router"'), "a router serves many"),
-        (HEAD.replace('model = "m"', 'model = "m"\nfallback = "live"'), "circle: live → live"),
+        (
+            HEAD.replace('model = "m"', 'model = "m"\npulled_models_dir = "p"'),
+            'live".pulled_models_dir: only a router looks there',
+        ),
+        (
+            HEAD.replace('model = "m"', 'model = "m"\nfallback = "live"'),
+            "live\".fallback: found 'live'",
+        ),
         (HEAD + '[instances.b]\nurl = "http://127.0.0.1:8080"\nmodel = "m"', "instance live has"),
         (HEAD + '[personas.p]\nfrom = "p"', "goes in a circle"),
         (HEAD + '[personas.p]\nfrom = ""', 'found "", needed a text'),
@@ -205,6 +211,35 @@ def test_one_thing_wrong(tmp_path: Path, text: str, expected: str) -> None:
     assert any(expected in finding for finding in findings(tmp_path, text)), findings(
         tmp_path, text
     )
+
+
+def test_two_instances_may_serve_for_each_other(tmp_path: Path) -> None:
+    other = '[instances.b]\nurl = "http://127.0.0.1:8082"\nmodel = "m"\nfallback = "live"\n'
+    config = read(tmp_path, HEAD.replace('model = "m"', 'model = "m"\nfallback = "b"') + other)
+    assert [one.fallback for one in config.instances.values()] == ["b", "live"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("::", "127.0.0.1", True),
+        ("0.0.0.0", "::", True),
+        ("0.0.0.0", "127.0.0.2", True),
+        ("::1", "0:0::1", True),
+        ("0.0.0.0", "::1", False),
+        ("127.0.0.1", "127.0.0.2", False),
+    ],
+)
+def test_listeners_on_one_port(tmp_path: Path, one: str, other: str, clash: bool) -> None:
+    (tmp_path / "keys").write_text("secret\n")
+    keys = 'api_key_file = "keys"\nsocket_name'
+    text = HEAD.replace("port = 11434", f'port = 11434\naddress = "{one}"\n{keys} = "a"')
+    text += f'[[listeners]]\nport = 11434\naddress = "{other}"\n{keys} = "b"\n'
+    if clash:
+        (told,) = findings(tmp_path, text)
+        assert f"listeners[1].port: found 11434, which listeners[0] has already on {one}" in told
+    else:
+        assert len(read(tmp_path, text).listeners) == 2
 
 
 def test_a_persona_may_bear_its_models_name(tmp_path: Path) -> None:
@@ -226,6 +261,20 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(tmp_path, text).listeners[0].api_key_file == tmp_path / "keys"
     (loaded / "keys").write_text("secret\n")
     assert read(tmp_path, text).listeners[0].api_key_file == loaded / "keys"
+
+
+def test_the_token_for_pulls_is_a_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'hf_token_file = "hf_token"\n{HEAD}'
+    assert "hf_token_file: found '" in findings(tmp_path, text)[0]
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "hf_token").write_text("\n")
+    assert findings(tmp_path, text) == (
+        f"hf_token_file: {tmp_path}/hf_token holds no token: write one, or leave the key out",
+    )
+    (tmp_path / "hf_token").write_text("hf_canary\n")
+    assert read(tmp_path, text).hf_token_file == tmp_path / "hf_token"
 
 
 def test_no_secret_is_told(tmp_path: Path) -> None:

@@ -107,6 +107,33 @@ def test_a_pull_is_told_as_ollama_tells_it(house: House, hub: StandInHub) -> Non
     assert not list(house.models_dir.glob("tiny*"))
 
 
+@pytest.mark.parametrize("given", ["hf_canary", "hf_canary-wrong", ""])
+def test_a_gated_model_is_asked_for_with_the_token(
+    house: House, hub: StandInHub, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    """The Hub has it in a header, and nobody else is told it."""
+    caplog.set_level("DEBUG")
+    hub.token = "hf_canary"
+    (tmp_path / "hub" / REPOSITORY / ".gated").touch()
+    if given:
+        (tmp_path / "hf_token").write_text(f"{given}\n")
+        house.change(hf_token_file=tmp_path / "hf_token")
+
+    async def use(client: Client) -> None:
+        answers = [
+            await pull(client, f"hf.co/{REPOSITORY}:Q8_0"),
+            await pull(client, f"hf://{REPOSITORY}/tiny-IQ4_NL.gguf"),
+        ]
+        for answer in answers:
+            assert ("success" in statuses(answer)) is (given == hub.token)
+            assert b"canary" not in answer.body
+
+    house.run(use)
+    assert "canary" not in caplog.text
+    assert len(list(house.models_dir.glob("tiny*.gguf"))) == (2 if given == hub.token else 0)
+    assert all("canary" not in path.read_text() for path in house.models_dir.glob("*.json"))
+
+
 def test_what_the_store_had_before_is_seen_by_who_pulls_it(house: House) -> None:
     name = f"hf.co/{REPOSITORY}:Q8_0"
 

@@ -29,6 +29,7 @@ from tests.unit.gateway.gateway_process import (
     GatewayProcess,
     free_ports,
     write_config,
+    write_model,
 )
 
 _TIMEOUT_S = 30
@@ -392,6 +393,31 @@ def test_a_check_says_that_nothing_is_wrong_and_serves_nothing(tmp_path: Path) -
         f"{config}: nothing is wrong (1 listener, 1 instance, 1 model, 0 personas)\n",
     )
     assert not (tmp_path / "state").exists()
+
+
+def test_a_check_says_which_template_gives_way(tmp_path: Path) -> None:
+    """A thought, and no fault: such a Modelfile comes with each gpt-oss of Ollama."""
+    (port,) = free_ports(1)
+    for architecture, channels, told in (
+        ("gpt-oss", "<|start|>user{{ .Prompt }}<|end|>", 1),
+        ("gpt-oss", "{{ .Prompt }}", 0),
+        ("llama", "<|start|>user{{ .Prompt }}<|end|>", 0),
+    ):
+        config = write_config(
+            tmp_path,
+            port,
+            "http://127.0.0.1:1",
+            f'[personas.oss]\nfrom = "{MODEL}"\ntemplate = "{channels}"',
+        )
+        write_model(tmp_path / "models" / "smol.gguf", architecture)
+        code, said = checked(config)
+        assert code == 0
+        first, *notes = said.splitlines()
+        assert "nothing is wrong" in first
+        assert len(notes) == told
+        for note in notes:
+            assert note.startswith('note: the template of "oss')
+            assert "gpt-oss" in note
 
 
 def test_a_check_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .findings import Finding, error, warning
-from .gateway_wishes import check_gateway, fallback_findings, ollama_name
-from .systemd import GATEWAY_SERVICE, GATEWAY_UNIT_PREFIX
+from .gateway_wishes import check_gateway, clash, fallback_findings, ollama_name, plain_address
+from .systemd import GATEWAY_SERVICE, GATEWAY_STATE_DIR, GATEWAY_UNIT_PREFIX
 
 PACKAGES: Final = ("python3-venv",)
 """The distribution's packages that the gateway's environment is made with."""
-
-STATE_DIR: Final = "/var/lib/kloros-llm/gateway"
-_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
 
 
 def plan_gateway(
@@ -45,6 +42,7 @@ def plan_gateway(
     findings += _metrics_findings(wish, instances, host)
     if wish["listeners"]:
         findings += _management_findings(wish, wishes)
+        findings += _wheels_findings(wish)
     served = {one["name"]: one for one in instances if not one["rerank"]}
     folder = wishes["gguf_models"]["dir"]
     known_models = {
@@ -69,9 +67,11 @@ def plan_gateway(
         "wished": bool(wish["listeners"]),
         # One that is made on the way has a group of its own name.
         "group": (host["users"][wishes["user"]] or {"group": wishes["user"]})["group"],
-        "state_dir": STATE_DIR,
+        "state_dir": GATEWAY_STATE_DIR,
         "models_dir": folder,
         "hf_endpoint": wishes["gguf_models"]["hf_endpoint"],
+        # Only who pulls needs it.
+        "hf_token": bool(wish.get("manages_models")) and wishes["gguf_models"]["hf_token"],
         "listeners": [_listener(listener, served, names) for listener in listeners],
         "instances": {
             name: _instance(one, served) | _planned_bytes(one, memory)
@@ -98,9 +98,10 @@ def gateway_packages(wishes: Mapping[str, Any]) -> list[str]:
 
 def listener_name(address: str, port: int) -> str:
     """Distinguishes a listener from others, in names of units and files."""
+    address = plain_address(address)
     if address == "127.0.0.1":
         return str(port)
-    return f"{port}-{re.sub('[^0-9a-f.]', '-', address.lower())}"
+    return f"{port}-{re.sub('[^0-9a-f.]', '-', address)}"
 
 
 def _listener(
@@ -146,6 +147,7 @@ def _instance(
         "embeddings": planned["embeddings"],
         "api_key": planned["api_key"],
         "fallback": fallback if fallback in served else None,
+        "pulled_models_dir": planned.get("pulled_models_dir"),
     }
 
 
@@ -221,11 +223,6 @@ def _served_names(
     return {name: instances[name.lower()] for name in names}
 
 
-def _clash(one: str, other: str) -> bool:
-    """Whether two addresses cannot both be listened on at one port."""
-    return one == other or bool({one, other} & _EVERY_ADDRESS) or "localhost" in (one, other)
-
-
 def _clashes(listener: Mapping[str, Any], instances: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [
         error(
@@ -235,7 +232,7 @@ def _clashes(listener: Mapping[str, Any], instances: Sequence[Mapping[str, Any]]
             "give one of the two another port",
         )
         for instance in instances
-        if instance["port"] == listener["port"] and _clash(instance["host"], listener["address"])
+        if instance["port"] == listener["port"] and clash(instance["host"], listener["address"])
     ]
 
 
@@ -248,7 +245,7 @@ def _holders(listener: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
             _words(holder)
             for holder in host["listeners"]
             if holder["port"] == listener["port"]
-            and _clash(holder["address"], listener["address"])
+            and clash(holder["address"], listener["address"])
             # systemd itself holds the sockets, and the instances give their ports up first.
             and not (own_socket and holder["pid"] == 1)
             and not _is_own(holder)
@@ -288,17 +285,17 @@ def _metrics_findings(
         *(
             f"a listener of the gateway ({one['address']})"
             for one in wish["listeners"]
-            if one["port"] == port and _clash(one["address"], "127.0.0.1")
+            if one["port"] == port and clash(one["address"], "127.0.0.1")
         ),
         *(
             f"instance {one['name']}"
             for one in instances
-            if one["port"] == port and _clash(one["host"], "127.0.0.1")
+            if one["port"] == port and clash(one["host"], "127.0.0.1")
         ),
         *(
             _words(one)
             for one in host["listeners"]
-            if one["port"] == port and _clash(one["address"], "127.0.0.1") and not _is_own(one)
+            if one["port"] == port and clash(one["address"], "127.0.0.1") and not _is_own(one)
         ),
     ]
     return [
@@ -309,6 +306,21 @@ def _metrics_findings(
             "name another port, or 0 for no metrics",
         )
         for holder in taken
+    ]
+
+
+def _wheels_findings(wish: Mapping[str, Any]) -> list[Finding]:
+    if not wish.get("wheels_dir") or wish.get("wheels_there"):
+        return []
+    return [
+        error(
+            "ollama_gateway_wheels_dir",
+            f"{wish['wheels_dir']} has no wheel on the controller, or is not there",
+            "a folder with the wheels of all that requirements-gateway.lock names",
+            "fill it: pip download --only-binary=:all: --require-hashes -r "
+            f"requirements-gateway.lock -d {wish['wheels_dir']}, with a Python of the hosts' "
+            "version and architecture; or leave the variable empty, which takes PyPI",
+        )
     ]
 
 

@@ -14,13 +14,15 @@ from .gateway_plan import listener_name
 from .gateway_wishes import LISTENER_KEYS
 from .wishes import with_defaults
 
+_OF_HUB: Final = "hf_token"
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 def credentials(gateway: Mapping[str, Any]) -> dict[str, str | None]:
     """What the gateway's unit passes to it, by name: the file that holds it.
 
-    A relative path begins at the folder `credentials/gateway`; None is for a listener's keys.
+    A relative path begins at the folder `credentials/gateway`; None is for secrets of the
+    inventory's own: a listener's keys, the token of the Hub.
     """
     found: dict[str, str | None] = {}
     for listener in gateway["listeners"]:
@@ -30,6 +32,8 @@ def credentials(gateway: Mapping[str, Any]) -> dict[str, str | None]:
         if listener["tls"]:
             found[f"{key}.certificate.pem"] = listener["tls"]["certificate"]
             found[f"{key}.key.pem"] = listener["tls"]["key"]
+    if gateway["hf_token"]:
+        found[_OF_HUB] = None
     for name, instance in gateway["instances"].items():
         if instance["api_key"]:
             found[f"instance-{name}"] = f"../{name}.key"
@@ -65,6 +69,7 @@ def _lines(gateway: Mapping[str, Any]) -> Iterator[str]:
             "models_dir": gateway["models_dir"],
             "state_dir": gateway["state_dir"],
             "hf_endpoint": gateway["hf_endpoint"] or None,
+            "hf_token_file": _OF_HUB if gateway["hf_token"] else None,
             "ollama_version": gateway["ollama_version"] or None,
             "think_inline": gateway["think_inline"],
             "log_prompts": gateway["log_prompts"],

@@ -23,7 +23,11 @@ _NAME: Final = re.compile(
 )
 _VERSION: Final = re.compile(r"([0-9]+(\.[0-9]+)*[0-9A-Za-z.+-]*)?\Z")
 _ROLES: Final = ("system", "user", "assistant", "tool")
-_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to compare, not to bind
+# To compare, not to bind.
+_EVERY_ADDRESS: Final = {
+    "0.0.0.0": "every IPv4 address",  # noqa: S104
+    "::": "every address, IPv4's too",
+}
 
 # Bytes, a number of requests, or seconds; with the least of each.
 LIMITS: Final[Mapping[str, int]] = {
@@ -68,6 +72,21 @@ def _is_address(value: Any) -> bool:
 def is_loopback(address: str) -> bool:
     """Whether only this host reaches it."""
     return ipaddress.ip_address(address).is_loopback
+
+
+def plain_address(address: str) -> str:
+    """The one spelling of an IP address that has several."""
+    return str(ipaddress.ip_address(address))
+
+
+def clash(one: str, other: str) -> bool:
+    """Whether two addresses cannot both be listened on at one port.
+
+    `::` is for IPv4 too, as with Go's listeners, and so with Ollama's.
+    """
+    if one == other or "::" in (one, other) or "localhost" in (one, other):
+        return True
+    return "0.0.0.0" in (one, other) and ":" not in one + other  # noqa: S104
 
 
 def _is_path(value: Any) -> bool:
@@ -163,6 +182,8 @@ GATEWAY_KEYS: Final[Mapping[str, Key]] = {
     "log_prompts": Key("true or false", lambda v: isinstance(v, bool)),
     "manages_models": Key("true or false", lambda v: isinstance(v, bool)),
     "dir": SETTING_KEYS["gguf_models_dir"],
+    "wheels_dir": Key("a folder on the controller, or nothing", _is_text),
+    "wheels_there": Key("true or false", lambda v: isinstance(v, bool)),
 }
 
 
@@ -241,14 +262,12 @@ def _check_listeners(
             if not is_loopback(listener["address"]) and not listener["api_key"]:
                 own.append(_open_to_all(f"{path}.api_key", listener["address"]))
             own += _unknown(f"{path}.instances", listener["instances"] or (), instances)
+            listener["address"] = plain_address(listener["address"])
             own += [
                 _taken(f"{path}.port", listener, other)
                 for other in listeners
                 if other["port"] == listener["port"]
-                and (
-                    other["address"] == listener["address"]
-                    or {other["address"], listener["address"]} & _EVERY_ADDRESS
-                )
+                and clash(other["address"], listener["address"])
             ]
         found += own
         if not own:
@@ -266,9 +285,14 @@ def _open_to_all(path: str, address: str) -> Finding:
 
 
 def _taken(path: str, listener: Mapping[str, Any], other: Mapping[str, Any]) -> Finding:
+    meant = "".join(
+        f", and {address} is {meaning}"
+        for address, meaning in _EVERY_ADDRESS.items()
+        if address in (listener["address"], other["address"])
+    )
     return error(
         path,
-        f"another listener has port {listener['port']} of {other['address']}",
+        f"another listener has port {listener['port']} of {other['address']}{meant}",
         "a port of its own, or an address that does not hold the other's",
         "give one of the two another port",
     )
@@ -340,14 +364,12 @@ def _check_personas(
         "a name",
         "drop one of the two",
     )
-    found += circle_findings(
+    found += _circle_findings(
         {
             _key(name): _key(persona["from"])
             for name, persona in personas.items()
             if _key(name) != _key(persona["from"]) or _key(name) not in models_keys
-        },
-        lambda name: f"ollama_gateway_personas.{name}.from",
-        "a model at the end",
+        }
     )
     return personas, found
 
@@ -401,9 +423,7 @@ def _no_adapter(path: str, adapter: str, models: Mapping[Any, Any]) -> Finding:
     )
 
 
-def circle_findings(
-    follows: Mapping[str, str | None], place: Callable[[str], str], needed: str
-) -> list[Finding]:
+def _circle_findings(follows: Mapping[str, str]) -> list[Finding]:
     """A finding for each circle, at the first of its members; `follows` is who follows whom."""
     found = []
     done: set[str] = set()
@@ -415,13 +435,18 @@ def circle_findings(
             at = follows[at]
         if at is not None and at in way:
             circle = " → ".join([*way[way.index(at) :], at])
-            found.append(error(place(at), f"it goes in a circle: {circle}", needed, "end it"))
+            key = f"ollama_gateway_personas.{at}.from"
+            needed = "a model at the end"
+            found.append(error(key, f"it goes in a circle: {circle}", needed, "end it"))
         done.update(way)
     return found
 
 
 def fallback_findings(instances: Any) -> list[Finding]:
-    """What is wrong with the `fallback` of the instances, raw as in the inventory."""
+    """What is wrong with the `fallback` of the instances, raw as in the inventory.
+
+    Two may stand in for each other: the gateway asks nobody twice.
+    """
     if not isinstance(instances, Mapping):
         return []
     wishes = {name: wish for name, wish in instances.items() if isinstance(wish, Mapping)}
@@ -436,6 +461,13 @@ def fallback_findings(instances: Any) -> list[Finding]:
         for name, fallback in follows.items()
         for finding in _unknown(f"llama_instances.{name}.fallback", [fallback], known)
     ]
-    return found + circle_findings(
-        follows, lambda name: f"llama_instances.{name}.fallback", "an instance without a fallback"
-    )
+    return found + [
+        error(
+            f"llama_instances.{name}.fallback",
+            "the instance itself",
+            "another instance, which serves while this one is down",
+            "name another, or leave it out",
+        )
+        for name, fallback in follows.items()
+        if name == fallback
+    ]

@@ -136,7 +136,7 @@ def _context_variables(instance: PlannedInstance) -> dict[str, str]:
     if {"context-shift", "no-context-shift"} & extra.keys():
         return {}
     # As Ollama runs it: the answer goes on, and its beginning is forgotten. The server turns it
-    # off by itself for what cannot be shifted, such as images and recurrent states.
+    # off by itself for what cannot be shifted, such as sliding windows and images.
     return {"LLAMA_ARG_CONTEXT_SHIFT": "1"}
 
 

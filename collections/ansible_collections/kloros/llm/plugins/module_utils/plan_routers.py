@@ -4,6 +4,9 @@ To the memory plan each model of a router is an instance of its own, called ROUT
 of the largest as may be loaded at once take part in it; each other one is planned in the place of
 the smallest of these (`in_place_of_others`), and where it takes more of some device, that must be
 free.
+
+What clients pull is no part of it: a router for all models serves it as well, in the room that is
+kept for its largest one. There llama-server itself settles how many layers go to the GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from .findings import Finding, error
 from .llama_environment import EXTRA_ARGS, lora_arguments
 from .plan_instances import Settled, settle_instances, unit_name
 from .router_wishes import ROUTER_KEYS
-from .systemd import CONFIG_DIR
+from .systemd import CONFIG_DIR, PULLED_MODELS_DIR
 from .wishes import INSTANCE_KEYS
 
 _INSTEAD: Final = ("router", "models", "models_max")
@@ -28,6 +31,17 @@ _INHERITED: Final = (
     "LLAMA_ARG_LOG_JSONL",
     "LLAMA_ARG_LOG_VERBOSITY",
     "LLAMA_ARG_ENDPOINT_METRICS",
+)
+# Not the layers on GPUs, nor their shares: llama-server fits those to what is free.
+_OF_PULLED: Final = (
+    "LLAMA_ARG_CTX_SIZE",
+    "LLAMA_ARG_N_PARALLEL",
+    "LLAMA_ARG_CACHE_TYPE_K",
+    "LLAMA_ARG_CACHE_TYPE_V",
+    "LLAMA_ARG_DEVICE",
+    "LLAMA_ARG_SPLIT_MODE",
+    "LLAMA_ARG_MAIN_GPU",
+    "LLAMA_ARG_THREADS",
 )
 
 Data = Mapping[str, Any]
@@ -236,20 +250,24 @@ def _router(name: str, wish: Data, children: Sequence[Data]) -> dict[str, Any]:
         "draft_model_path": None,
         "lora": [],
         "embeddings": all(child["embeddings"] for child in children),
-        "preset": _preset(children),
+        "preset": _preset(children, takes_pulled=wish["takes_pulled"]),
+        "pulled_models_dir": PULLED_MODELS_DIR if wish["takes_pulled"] else None,
         "environment": {
             **inherited,
             "LLAMA_ARG_HOST": first["host"],
             "LLAMA_ARG_PORT": str(first["port"]),
             "LLAMA_ARG_MODELS_PRESET": preset_path(name),
             "LLAMA_ARG_MODELS_MAX": str(wish["models_max"]),
+            **({"LLAMA_ARG_MODELS_DIR": PULLED_MODELS_DIR} if wish["takes_pulled"] else {}),
         },
     }
 
 
-def _preset(children: Sequence[Data]) -> str:
+def _preset(children: Sequence[Data], *, takes_pulled: bool) -> str:
     """llama.cpp's preset file. Sections have names of our own: it changes the case of tags."""
     lines = ["version = 1"]
+    if takes_pulled:
+        lines += ["", "[*]", *_for_pulled(children)]
     for number, child in enumerate(children):
         lines += ["", f"[m{number}]", f"alias = {_value(child['model'])}"]
         for variable, value in child["environment"].items():
@@ -258,12 +276,33 @@ def _preset(children: Sequence[Data]) -> str:
         if child["lora"]:
             option, value = lora_arguments(child["lora"])
             lines.append(f"{option.removeprefix('--')} = {_value(value)}")
-        for option, value in sorted(child["extra"].items()):
-            if isinstance(value, bool):
-                lines.append(f"{option if value else f'no-{option}'} = true")
-            else:
-                lines.append(f"{option} = {_value(str(value))}")
+        lines += _extra(child)
     return "\n".join(lines) + "\n"
+
+
+def _for_pulled(children: Sequence[Data]) -> list[str]:
+    """What holds for models that no section is of, and is said in each section as well."""
+    smallest = min(children, key=lambda child: int(child["context_tokens"]))
+    environment: dict[str, str] = smallest["environment"]
+    said_by_all = set(environment).intersection(*(child["environment"] for child in children))
+    lines = [
+        f"{variable} = {_value(value)}"
+        for variable, value in environment.items()
+        if variable in _OF_PULLED and variable in said_by_all
+    ]
+    if not smallest["gpus"]:
+        # As llama_environment says; a model without a projector does not heed it.
+        lines.append("LLAMA_ARG_MMPROJ_OFFLOAD = 0")
+    return [*lines, "LLAMA_ARG_FIT = on", *_extra(smallest)]
+
+
+def _extra(child: Data) -> list[str]:
+    return [
+        f"{option if value else f'no-{option}'} = true"
+        if isinstance(value, bool)
+        else f"{option} = {_value(str(value))}"
+        for option, value in sorted(child["extra"].items())
+    ]
 
 
 def _value(text: str) -> str:

@@ -50,7 +50,8 @@ def _is_models(value: Any) -> bool:
 ROUTER_KEYS: Final[Mapping[str, Key]] = {
     "router": Key("true", lambda v: v is True, required=True),
     "models": Key(
-        f"a list of entries of gguf_models, or {ALL} for those that no other instance serves",
+        f"a list of entries of gguf_models, or {ALL} for those that no other instance serves, and "
+        "what clients pull",
         _is_models,
         required=True,
     ),
@@ -82,7 +83,8 @@ def check_routers(
 ) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     """Check the routers against the names of `gguf_models` and the sound dedicated instances.
 
-    Returns the sound ones with defaults filled in, `models` as a list of names, and what is wrong.
+    Returns the sound ones with defaults filled in, `models` as a list of names and `takes_pulled`
+    where that was all, and what is wrong.
     """
     known = list(models)
     taken = {wish["port"]: name for name, wish in dedicated.items()}
@@ -94,7 +96,8 @@ def check_routers(
         own = instance_name_findings(path, name) or key_findings(path, wish, ROUTER_KEYS)
         if not own:
             router = with_defaults(wish, ROUTER_KEYS)
-            if router["models"] == ALL:
+            router["takes_pulled"] = router["models"] == ALL
+            if router["takes_pulled"]:
                 router["models"] = [model for model in known if model not in served]
             own = _router_findings(path, router, known)
             if router["port"] in taken:

@@ -10,6 +10,9 @@ from .host_facts import run
 
 UNIT_DIR: Final = "/etc/systemd/system"
 CONFIG_DIR: Final = "/etc/kloros-llm"
+GATEWAY_STATE_DIR: Final = "/var/lib/kloros-llm/gateway"
+PULLED_MODELS_DIR: Final = f"{GATEWAY_STATE_DIR}/pulled"
+"""Where the gateway has links to what clients pulled, and routers for all models look for it."""
 UNIT_PREFIX: Final = "kloros-llama-"
 MARK: Final = "(kloros-llm, role llama_instances)"
 """Stands in the first line of every unit that the role writes."""
