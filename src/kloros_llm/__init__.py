@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .errors import LlmUnsupportedError as LlmUnsupportedError
     from .errors import LlmUsageError as LlmUsageError
     from .errors import ModelError as ModelError
-    from .gateway.pieces import Ending as Ending
-    from .gateway.pieces import ToolCall as ToolCall
+    from .gateway.engines.pieces import Ending as Ending
+    from .gateway.engines.pieces import ToolCall as ToolCall
     from .generation import Answer as Answer
     from .health import Health as Health
     from .health import check_llama_health as check_llama_health
@@ -67,8 +67,8 @@ _MODULES = {
     "LlmUnsupportedError": "errors",
     "LlmUsageError": "errors",
     "ModelError": "errors",
-    "Ending": "gateway.pieces",
-    "ToolCall": "gateway.pieces",
+    "Ending": "gateway.engines.pieces",
+    "ToolCall": "gateway.engines.pieces",
     "Answer": "generation",
     "Health": "health",
     "check_llama_health": "health",

@@ -20,10 +20,10 @@ from .errors import (
     LlmLoadingError,
     LlmProtocolError,
 )
-from .gateway.engine_answers import INVALID_ANSWER
-from .gateway.engine_errors import EngineError
-from .gateway.pieces import Ending, Piece
-from .gateway.sse import EventTooLargeError
+from .gateway.engines.engine_answers import INVALID_ANSWER
+from .gateway.engines.engine_errors import EngineError
+from .gateway.engines.pieces import Ending, Piece
+from .gateway.engines.sse import EventTooLargeError
 from .generation import Generation
 from .refusals import RouteMissingError, refusal
 from .text_stream import Events

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LlmUsageError
-from .gateway.pieces import Ending, ToolCall
+from .gateway.engines.pieces import Ending, ToolCall
 
 Message = Mapping[str, Any]
 """`role` and `content`; `images`, `tool_calls`, `tool_name`, `tool_call_id` where they apply."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from .errors import LlmUsageError
-from .gateway.engine_answers import Answer as EngineAnswer
-from .gateway.engine_answers import ChatAnswer, CompletionAnswer
-from .gateway.engine_requests import response_format, schema
-from .gateway.pieces import Ending, Piece, ToolCall
-from .gateway.sse import EventParser
+from .gateway.engines.engine_answers import Answer as EngineAnswer
+from .gateway.engines.engine_answers import ChatAnswer, CompletionAnswer
+from .gateway.engines.engine_requests import response_format, schema
+from .gateway.engines.pieces import Ending, Piece, ToolCall
+from .gateway.engines.sse import EventParser
 from .generation import Generation
 from .sampling import to_llama
 

@@ -34,7 +34,7 @@ from .errors import (
     LlmTimeoutError,
     LlmUsageError,
 )
-from .gateway.pieces import Ending, Piece
+from .gateway.engines.pieces import Ending, Piece
 from .health import Health, engine_health
 from .reasoning_backend import ReasoningBackend
 from .reranking import Ranked

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from .gateway.pieces import Ending, Piece, ToolCall
+from .gateway.engines.pieces import Ending, Piece, ToolCall
 from .generation import Generation
 from .refusals import refusal
 from .sampling import to_ollama

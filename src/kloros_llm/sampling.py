@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .errors import LlmUsageError
 from .gateway.errors import ApiError
-from .gateway.options import NAMES, Options, checked
+from .gateway.ollama_api.options import NAMES, Options, checked
 
 
 def _names(text: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Self
 
 from .errors import LlmConnectionError, LlmInterruptedError
-from .gateway.pieces import Ending, Piece, ToolCall
+from .gateway.engines.pieces import Ending, Piece, ToolCall
 from .generation import Answer
 from .timeouts import Clock, Timeouts
 from .wire import Cancel, CancelledError

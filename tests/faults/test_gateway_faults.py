@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from kloros_llm.gateway.activation import bound_sockets
+from kloros_llm.gateway.front.activation import bound_sockets
 from tests.faults.clients import SteadyLoad
 from tests.faults.engines import EngineProcess
 from tests.unit.gateway.gateway_process import GatewayProcess, write_config

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kloros_llm.gateway.config import Limits, PersonaSettings
-from kloros_llm.gateway.model_names import name_key, parse_name
+from kloros_llm.gateway.ollama_api.model_names import name_key, parse_name
 
 Data = dict[str, Any]
 KEY = "canary-4b1f0c7e9d52"

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         from .check import print_findings  # noqa: PLC0415
 
         return print_findings(chosen.config)
-    from .service import serve  # noqa: PLC0415
+    from .front.service import serve  # noqa: PLC0415
 
     return serve(chosen.config)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .capabilities import renders_itself
 from .config import Config, ConfigError, read_config
+from .front.service import tls_context
 from .go_template import TemplateError, parse
-from .personas import PersonaStore
-from .service import tls_context
-from .survey import FactsCache, Survey, look
+from .models.capabilities import renders_itself
+from .models.personas import PersonaStore
+from .models.survey import FactsCache, Survey, look
 
 
 def print_findings(path: Path) -> int:

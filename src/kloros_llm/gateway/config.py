@@ -32,7 +32,7 @@ from typing import Any, Literal, cast
 
 from .config_checks import check, host_and_port
 from .errors import ApiError
-from .options import NAMES, checked
+from .ollama_api.options import NAMES, checked
 from .toml_table import Table, found
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[0-9A-Za-z.+-]*\Z")

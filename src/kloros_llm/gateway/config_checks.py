@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .access import ORIGIN_SCHEMES, read_api_keys
-from .model_names import name_key
+from .front.access import ORIGIN_SCHEMES, read_api_keys
+from .ollama_api.model_names import name_key
 from .toml_table import Findings, found
 
 if TYPE_CHECKING:

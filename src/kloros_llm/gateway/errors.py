@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from .json_text import compact
+from .ollama_api.json_text import compact
 
 Family = Literal["ollama", "openai", "anthropic"]
 

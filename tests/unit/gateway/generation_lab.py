@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from kloros_llm.gateway.access import Access
-from kloros_llm.gateway.access_log import AccessLog
-from kloros_llm.gateway.activation import bound_sockets
-from kloros_llm.gateway.application import UPLOAD_ROUTES, make_application
-from kloros_llm.gateway.backends import Backends
-from kloros_llm.gateway.catalogue import Catalogue
 from kloros_llm.gateway.config import Config, Instance, Limits, Listener, Model, PersonaSettings
-from kloros_llm.gateway.connections import ListenerServer
-from kloros_llm.gateway.guard import Guard
-from kloros_llm.gateway.metrics import GatewayMetrics
-from kloros_llm.gateway.services import Services
+from kloros_llm.gateway.engines.backends import Backends
+from kloros_llm.gateway.front.access import Access
+from kloros_llm.gateway.front.access_log import AccessLog
+from kloros_llm.gateway.front.activation import bound_sockets
+from kloros_llm.gateway.front.application import UPLOAD_ROUTES, make_application
+from kloros_llm.gateway.front.connections import ListenerServer
+from kloros_llm.gateway.front.guard import Guard
+from kloros_llm.gateway.front.metrics import GatewayMetrics
+from kloros_llm.gateway.front.services import Services
+from kloros_llm.gateway.models.catalogue import Catalogue
 from tests.stand_in_engine import StandInEngine
 from tests.unit.gguf_maker import F32, U32, GgufMaker
 

@@ -13,13 +13,13 @@ import aiohttp
 from aiohttp import web
 
 from kloros_llm.core.model_files import FileRecord, Record, write_record
-from kloros_llm.gateway.backends import Backends
-from kloros_llm.gateway.catalogue import Catalogue
 from kloros_llm.gateway.config import Config, Instance, Limits, Listener, Model, PersonaSettings
+from kloros_llm.gateway.engines.backends import Backends
 from kloros_llm.gateway.errors import ApiError, error_body, family_of
-from kloros_llm.gateway.metrics import GatewayMetrics
-from kloros_llm.gateway.routes_models import ROUTES
-from kloros_llm.gateway.services import SERVICES, Services
+from kloros_llm.gateway.front.metrics import GatewayMetrics
+from kloros_llm.gateway.front.services import SERVICES, Services
+from kloros_llm.gateway.models.catalogue import Catalogue
+from kloros_llm.gateway.ollama_api.routes_models import ROUTES
 from tests.unit.gguf_maker import F32, U32, GgufMaker
 
 # The recorded model's blob: data/ollama/store, manifest of smollm2:135m.

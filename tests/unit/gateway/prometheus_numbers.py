@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kloros_llm.gateway.metrics import GatewayMetrics
+from kloros_llm.gateway.front.metrics import GatewayMetrics
 
 
 def numbers(metrics: GatewayMetrics) -> dict[tuple[str, tuple[str, ...]], float]:

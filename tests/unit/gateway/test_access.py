@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kloros_llm.gateway.access import Access, Decision, Headers, has_address, read_api_keys
+from kloros_llm.gateway.front.access import Access, Decision, Headers, has_address, read_api_keys
 
 
 def access(address: str = "127.0.0.1", *origins: str, keys: tuple[bytes, ...] = ()) -> Access:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kloros_llm.gateway.activation import (
+from kloros_llm.gateway.front.activation import (
     SocketError,
     bound_sockets,
     inherited_sockets,
     place_of,
     sockets_for,
 )
-from kloros_llm.gateway.notify import Notifier
+from kloros_llm.gateway.front.notify import Notifier
 
 _SOURCE = Path(__file__).resolve().parents[3] / "src"
 _REPORT = """
 import os
-from kloros_llm.gateway.activation import inherited_sockets, place_of, SocketError
+from kloros_llm.gateway.front.activation import inherited_sockets, place_of, SocketError
 try:
     found = inherited_sockets(os.environ)
 except SocketError as error:

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kloros_llm.gateway.api_requests import (
+from kloros_llm.gateway.engines.pieces import ToolCall
+from kloros_llm.gateway.errors import ApiError
+from kloros_llm.gateway.ollama_api.api_requests import (
     ChatRequest,
     CopyRequest,
     CreateRequest,
@@ -26,11 +28,9 @@ from kloros_llm.gateway.api_requests import (
     PushRequest,
     ShowRequest,
 )
-from kloros_llm.gateway.api_tools import Message
-from kloros_llm.gateway.durations import FOREVER_NS
-from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.json_text import compact
-from kloros_llm.gateway.pieces import ToolCall
+from kloros_llm.gateway.ollama_api.api_tools import Message
+from kloros_llm.gateway.ollama_api.durations import FOREVER_NS
+from kloros_llm.gateway.ollama_api.json_text import compact
 
 PARSERS: tuple[Callable[[bytes], Any], ...] = (
     GenerateRequest.parse,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from typing import cast
 
-from kloros_llm.gateway.access import Access
-from kloros_llm.gateway.access_log import AccessLog
-from kloros_llm.gateway.application import UPLOAD_ROUTES, make_application
-from kloros_llm.gateway.guard import Guard
-from kloros_llm.gateway.metrics import GatewayMetrics
-from kloros_llm.gateway.services import Services
+from kloros_llm.gateway.front.access import Access
+from kloros_llm.gateway.front.access_log import AccessLog
+from kloros_llm.gateway.front.application import UPLOAD_ROUTES, make_application
+from kloros_llm.gateway.front.guard import Guard
+from kloros_llm.gateway.front.metrics import GatewayMetrics
+from kloros_llm.gateway.front.services import Services
 
 _TABLE = """
 HEAD,GET / /api/version /api/tags

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
-from kloros_llm.gateway import attempts as attempts_module
-from kloros_llm.gateway import breaker as breaker_module
-from kloros_llm.gateway import engine as engine_module
-from kloros_llm.gateway.backends import SERVER_BUSY, Backends, LoadClock, Loaded
-from kloros_llm.gateway.breaker import FAILURES_TO_OPEN
 from kloros_llm.gateway.config import Config, Instance, Limits, Model
-from kloros_llm.gateway.durations import FOREVER_NS
-from kloros_llm.gateway.engine import Engine, EngineAnswer
-from kloros_llm.gateway.engine_errors import (
+from kloros_llm.gateway.engines import attempts as attempts_module
+from kloros_llm.gateway.engines import breaker as breaker_module
+from kloros_llm.gateway.engines import engine as engine_module
+from kloros_llm.gateway.engines.backends import SERVER_BUSY, Backends, LoadClock, Loaded
+from kloros_llm.gateway.engines.breaker import FAILURES_TO_OPEN
+from kloros_llm.gateway.engines.engine import Engine, EngineAnswer
+from kloros_llm.gateway.engines.engine_errors import (
     EngineError,
     EngineGoneError,
     EngineStalledError,
 )
+from kloros_llm.gateway.engines.pieces import Ending, Piece
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.personas import Persona
-from kloros_llm.gateway.pieces import Ending, Piece
+from kloros_llm.gateway.models.personas import Persona
+from kloros_llm.gateway.ollama_api.durations import FOREVER_NS
 from tests.stand_in_engine import Fault, StandInEngine
 
 PROMPT = {"prompt": "a b c"}

@@ -17,12 +17,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kloros_llm.gateway.backends import Backends, LoadClock
 from kloros_llm.gateway.config import Config, Instance, Limits, Model
-from kloros_llm.gateway.engine import Engine
-from kloros_llm.gateway.engine_errors import EngineError, EngineGoneError
-from kloros_llm.gateway.personas import Persona
-from kloros_llm.gateway.pieces import Ending, Piece
+from kloros_llm.gateway.engines.backends import Backends, LoadClock
+from kloros_llm.gateway.engines.engine import Engine
+from kloros_llm.gateway.engines.engine_errors import EngineError, EngineGoneError
+from kloros_llm.gateway.engines.pieces import Ending, Piece
+from kloros_llm.gateway.models.personas import Persona
 from tests.llama_server import BINARY, MODEL, needs_llama_server
 
 pytestmark = needs_llama_server

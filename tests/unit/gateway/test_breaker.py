@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kloros_llm.gateway.breaker import (
+from kloros_llm.gateway.engines.breaker import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,

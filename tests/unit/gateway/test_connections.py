@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from kloros_llm.gateway.activation import bound_sockets
 from kloros_llm.gateway.config import Limits
-from kloros_llm.gateway.connections import Connection, End, ListenerServer
+from kloros_llm.gateway.front.activation import bound_sockets
+from kloros_llm.gateway.front.connections import Connection, End, ListenerServer
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kloros_llm.gateway.capabilities import template_capabilities
 from kloros_llm.gateway.config import Instance, Listener, Model, PersonaSettings
+from kloros_llm.gateway.models.capabilities import template_capabilities
 from tests.unit.gateway.models_lab import TEMPLATE, Client, House
 
 KEPT = ["smollm2:135m", "main:latest"]

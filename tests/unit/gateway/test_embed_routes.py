@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kloros_llm.gateway.embedding import normalised, written
 from kloros_llm.gateway.errors import ApiError
+from kloros_llm.gateway.generation.embedding import normalised, written
 from tests.stand_in_engine import Fault, StandInEngine
 from tests.unit.gateway.generation_lab import Client, Lab
 

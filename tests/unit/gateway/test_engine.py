@@ -12,17 +12,17 @@ import pytest
 from aiohttp import web
 
 from kloros_llm.gateway.config import Instance, Limits
-from kloros_llm.gateway.engine import Embeddings, Engine
-from kloros_llm.gateway.engine_answers import INVALID_ANSWER, ChatAnswer, failure
-from kloros_llm.gateway.engine_errors import (
+from kloros_llm.gateway.engines.engine import Embeddings, Engine
+from kloros_llm.gateway.engines.engine_answers import INVALID_ANSWER, ChatAnswer, failure
+from kloros_llm.gateway.engines.engine_errors import (
     EngineError,
     EngineGoneError,
     EngineLoadingError,
     EngineRefusedError,
     EngineStalledError,
 )
-from kloros_llm.gateway.engine_pool import new_session
-from kloros_llm.gateway.pieces import Ending, Piece, ToolCall
+from kloros_llm.gateway.engines.engine_pool import new_session
+from kloros_llm.gateway.engines.pieces import Ending, Piece, ToolCall
 from tests.stand_in_engine import Fault, StandInEngine
 
 

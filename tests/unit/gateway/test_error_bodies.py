@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kloros_llm.gateway.errors import error_body, error_line, family_of
-from kloros_llm.gateway.go_text import quoted
+from kloros_llm.gateway.go_text import quote
 
 
 def test_ollamas() -> None:
@@ -52,4 +52,4 @@ def test_families() -> None:
 
 
 def test_go_quotes() -> None:
-    assert quoted('a"\\\n\x00\x7f\u00a0é😀\ufeff') == ('"a\\"\\\\\\n\\x00\\x7f\\u00a0é😀\\ufeff"')
+    assert quote('a"\\\n\x00\x7f\u00a0é😀\ufeff') == ('"a\\"\\\\\\n\\x00\\x7f\\u00a0é😀\\ufeff"')

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kloros_llm.gateway.go_values import (
+from kloros_llm.gateway.ollama_api.go_values import (
     encode,
     human_number,
     json_number,

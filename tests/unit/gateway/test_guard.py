@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from kloros_llm.gateway.access import Access
-from kloros_llm.gateway.access_log import RECORD, AccessLog
-from kloros_llm.gateway.activation import bound_sockets
 from kloros_llm.gateway.config import Limits
-from kloros_llm.gateway.connections import ListenerServer
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.guard import Guard
-from kloros_llm.gateway.metrics import GatewayMetrics
+from kloros_llm.gateway.front.access import Access
+from kloros_llm.gateway.front.access_log import RECORD, AccessLog
+from kloros_llm.gateway.front.activation import bound_sockets
+from kloros_llm.gateway.front.connections import ListenerServer
+from kloros_llm.gateway.front.guard import Guard
+from kloros_llm.gateway.front.metrics import GatewayMetrics
 from tests.unit.gateway.prometheus_numbers import numbers
 
 _LIMITS = Limits(body_bytes=1000, body_s=0.5)

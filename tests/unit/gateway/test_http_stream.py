@@ -8,7 +8,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 from yarl import URL
 
-from kloros_llm.gateway.http_stream import HttpConnectError, HttpStream, NotHttpError, open_stream
+from kloros_llm.gateway.engines.http_stream import (
+    HttpConnectError,
+    HttpStream,
+    NotHttpError,
+    open_stream,
+)
 from tests.unit.gateway.gateway_process import free_ports
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kloros_llm.gateway.json_text import compact, string, timestamp
+from kloros_llm.gateway.ollama_api.json_text import compact, string, timestamp
 
 
 @pytest.mark.parametrize(

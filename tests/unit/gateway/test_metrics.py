@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
-from kloros_llm.gateway.access_log import AccessLog, RequestRecord, access_line
-from kloros_llm.gateway.backend_metrics import BackendSource
-from kloros_llm.gateway.backend_numbers import BackendNumbers
-from kloros_llm.gateway.backends import Backends
-from kloros_llm.gateway.metrics import GatewayMetrics
-from kloros_llm.gateway.watch import State
+from kloros_llm.gateway.engines.backend_metrics import BackendSource
+from kloros_llm.gateway.engines.backend_numbers import BackendNumbers
+from kloros_llm.gateway.engines.backends import Backends
+from kloros_llm.gateway.engines.watch import State
+from kloros_llm.gateway.front.access_log import AccessLog, RequestRecord, access_line
+from kloros_llm.gateway.front.metrics import GatewayMetrics
 from tests.unit.gateway.prometheus_numbers import numbers
 
 

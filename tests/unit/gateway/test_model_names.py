@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kloros_llm.gateway.model_names import ModelName, display_name, name_key, parse_name
+from kloros_llm.gateway.ollama_api.model_names import ModelName, display_name, name_key, parse_name
 
 
 @pytest.mark.parametrize(

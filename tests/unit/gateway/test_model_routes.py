@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kloros_llm.gateway.backends import LoadClock
 from kloros_llm.gateway.config import Instance, Listener, Model, PersonaSettings
+from kloros_llm.gateway.engines.backends import LoadClock
 from tests.stand_in_engine import StandInEngine
 from tests.unit.gateway.models_lab import (
     LICENSE,

@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from kloros_llm.gateway.api_tools import Message
-from kloros_llm.gateway.conversation import Conversation
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.request_bodies import parsed_body
-from kloros_llm.gateway.sources import TemplateSource
+from kloros_llm.gateway.front.request_bodies import parsed_body
+from kloros_llm.gateway.generation.conversation import Conversation
+from kloros_llm.gateway.generation.sources import TemplateSource
+from kloros_llm.gateway.ollama_api.api_tools import Message
 
 _T = TypeVar("_T")
 _SQUARE = "{{ range .Messages }}{{ range $.Messages }}{{ .Role }}{{ end }}{{ end }}"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kloros_llm.gateway import durations
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.go_decoding import (
+from kloros_llm.gateway.ollama_api import durations
+from kloros_llm.gateway.ollama_api.go_decoding import (
     DecodingStoppedError,
     Reading,
     anything,
@@ -29,7 +29,7 @@ from kloros_llm.gateway.go_decoding import (
     string,
     struct,
 )
-from kloros_llm.gateway.ollama_json import decode
+from kloros_llm.gateway.ollama_api.ollama_json import decode
 
 VECTORS = Path(__file__).with_name("data") / "go" / "vectors.jsonl"
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kloros_llm.gateway.responses_requests import responses_request
+from kloros_llm.gateway.openai_api.responses_requests import responses_request
 from tests.stand_in_engine import Fault, StandInEngine
 from tests.unit.gateway.generation_lab import HELLO, TOOL, Client, Lab
 

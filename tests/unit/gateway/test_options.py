@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.options import NAMES, Options, resolve
+from kloros_llm.gateway.ollama_api.options import NAMES, Options, resolve
 
 
 def test_ollamas_defaults_reach_the_engine() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kloros_llm.gateway.options import resolve
+from kloros_llm.gateway.ollama_api.options import resolve
 from tests.llama_server import BINARY, MODEL, needs_llama_server
 
 pytestmark = needs_llama_server

@@ -11,10 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kloros_llm.gateway.api_tools import Message
+from kloros_llm.gateway.engines.pieces import ToolCall
+from kloros_llm.gateway.generation.prompt import (
+    collate,
+    fit_prompt,
+    make_prompt,
+    parse,
+    with_images,
+)
 from kloros_llm.gateway.go_template import TemplateError
-from kloros_llm.gateway.pieces import ToolCall
-from kloros_llm.gateway.prompt import collate, fit_prompt, make_prompt, parse, with_images
+from kloros_llm.gateway.ollama_api.api_tools import Message
 from tests.unit.gateway import chat_templates
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "go_prompts.json").read_text())["cases"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from kloros_llm.gateway.backends import LoadClock
 from kloros_llm.gateway.config import Instance, Listener, Model
-from kloros_llm.gateway.engine import Engine
+from kloros_llm.gateway.engines.backends import LoadClock
+from kloros_llm.gateway.engines.engine import Engine
 from kloros_llm.gateway.errors import ApiError
-from kloros_llm.gateway.layers import MODEL, PROJECTOR, Layer
-from kloros_llm.gateway.model_facts import ModelFacts
-from kloros_llm.gateway.pulled_models import keep_folder, links_of, router_id
+from kloros_llm.gateway.models.layers import MODEL, PROJECTOR, Layer
+from kloros_llm.gateway.models.model_facts import ModelFacts
+from kloros_llm.gateway.models.pulled_models import keep_folder, links_of, router_id
 from testbed.stand_in_hub import StandInHub
 from tests.llama_server import MODEL as REAL_MODEL
 from tests.llama_server import needs_llama_server

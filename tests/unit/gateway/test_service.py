@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kloros_llm.gateway.activation import bound_sockets
+from kloros_llm.gateway.front.activation import bound_sockets
 from tests.stand_in_engine import StandInEngine, in_thread
 from tests.unit.gateway.gateway_process import (
     MODEL,

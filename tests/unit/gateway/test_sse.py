@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kloros_llm.gateway import sse
-from kloros_llm.gateway.sse import EventParser, EventTooLargeError
+from kloros_llm.gateway.engines import sse
+from kloros_llm.gateway.engines.sse import EventParser, EventTooLargeError
 
 
 def parsed(*chunks: bytes) -> list[bytes]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kloros_llm.gateway.generation.thinking import ThinkingParser, infer_tags
 from kloros_llm.gateway.go_template import parse
-from kloros_llm.gateway.thinking import ThinkingParser, infer_tags
 from tests.unit.gateway import chat_templates
 
 TAGS = ("<think>", "</think>")

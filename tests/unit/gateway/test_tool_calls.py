@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kloros_llm.gateway.engines.pieces import ToolCall
+from kloros_llm.gateway.generation.tool_calls import ToolParser, first_token, infer_tag
 from kloros_llm.gateway.go_template import parse
-from kloros_llm.gateway.pieces import ToolCall
-from kloros_llm.gateway.tool_calls import ToolParser, first_token, infer_tag
 from tests.unit.gateway import chat_templates
 
 TOOLS: list[dict[str, Any]] = [

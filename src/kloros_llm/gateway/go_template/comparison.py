@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from .go_text import to_bytes
+from ..go_text import to_bytes
 from .values import Struct, Value, is_list, settled, type_name
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..go_text import to_bytes, well_formed
 from .budget import Budget, BudgetError
 from .errors import TemplateError
 from .formatting import show, text_of
 from .functions import FUNCTIONS, Function
-from .go_text import to_bytes, well_formed
 from .nodes import (
     Action,
     Block,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ..go_text import from_bytes, quote, to_bytes
 from .go_json import digits_of, marshal, positional, scientific
-from .go_text import from_bytes, quote, to_bytes
 from .values import (
     NIL,
     JsonList,

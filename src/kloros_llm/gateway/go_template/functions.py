@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from ..go_text import to_bytes
 from .budget import Budget
 from .comparison import equal, less, less_or_equal
 from .formatting import (
@@ -18,7 +19,6 @@ from .formatting import (
     sprintln,
 )
 from .go_json import JsonError, marshal
-from .go_text import to_bytes
 from .values import Struct, Value, element, is_list, is_true, length, settled, type_name
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
-from .go_text import SPACES, describe, is_letter_or_digit, quote, to_bytes
+from ..go_text import SPACES, describe, is_letter_or_digit, quote, to_bytes
 
 _SPACE = frozenset(SPACES)
 _BLANK = re.compile(f"[{SPACES}]*")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .go_text import quote
+from ..go_text import quote
 
 
 @dataclass(frozen=True, slots=True)

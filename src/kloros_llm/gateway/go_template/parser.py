@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..go_text import unquote, unquote_char
 from .errors import TemplateError
 from .formatting import check_pattern
 from .functions import FUNCTIONS
-from .go_text import unquote, unquote_char
 from .lexer import Kind, Token, tokens_of
 from .nodes import (
     Action,

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from .go_text import to_bytes
+from ..go_text import to_bytes
 
 
 class _Nil(enum.Enum):
