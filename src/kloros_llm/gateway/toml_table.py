@@ -22,7 +22,7 @@ _KINDS: Mapping[type, str] = {
 def found(value: Any) -> str:
     """How a value is shown in a finding: short, whatever it is."""
     shown = repr(value) if isinstance(value, str) else str(value).lower()
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"
+    return shown if len(shown) <= 200 else f"{shown[:199]}…"
 
 
 class Table:
