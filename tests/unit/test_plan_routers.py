@@ -260,7 +260,11 @@ def test_the_gateway_knows_what_each_model_takes(swap: Data, gpu_host: Data) -> 
     of_gpu = next(row for row in rows if row["uuid"])
     assert router["vram_bytes"]["large"] == of_gpu["total_mib"] << 20
     assert router["vram_bytes"]["large"] > router["vram_bytes"]["small"] > 0
+    planned = {row["name"]: row["context_tokens"] for row in plan["instances"]}
+    assert set(router["model_context_tokens"]) == set(ZOO)
+    assert min(router["model_context_tokens"].values()) == planned["swap"]
     told = tomllib.loads(gateway_toml(plan["gateway"]))["instances"]
+    assert told["swap"]["model_context_tokens"] == router["model_context_tokens"]
     assert told["swap"]["vram_bytes"] == router["vram_bytes"]
     assert told["live"]["memory_bytes"] == live["memory_bytes"]
 

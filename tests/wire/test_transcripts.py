@@ -173,7 +173,12 @@ def router(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Replay:
             **base_config(store, folder),
             listeners=[{"port": port}],
             instances={
-                "router": {"url": engine, "kind": "router", "context_tokens": CONTEXT_TOKENS}
+                "router": {
+                    "url": engine,
+                    "kind": "router",
+                    "context_tokens": CONTEXT_TOKENS,
+                    "model_context_tokens": {EMBED: EMBED_CONTEXT_TOKENS},
+                }
             },
             models={
                 CHAT: {"path": str(store.chat), **served},

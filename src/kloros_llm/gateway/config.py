@@ -7,9 +7,9 @@ The form, in full with a comment a key, is in docs/gateway.toml:
 
     [[listeners]]                address, port, instances, socket_name, origins,
                                  api_key_file, tls_certificate, tls_key
-    [instances.NAME]             url, kind, model, context_tokens, slots, embeddings,
-                                 api_key_file, fallback, memory_bytes, vram_bytes,
-                                 pulled_models_dir
+    [instances.NAME]             url, kind, model, context_tokens, model_context_tokens,
+                                 slots, embeddings, api_key_file, fallback, memory_bytes,
+                                 vram_bytes, pulled_models_dir
     [models."NAME"]              path, mmproj, aliases, instances
     [personas."NAME"]            from, system, template, parameters, messages, license,
                                  adapters, instances
@@ -61,7 +61,8 @@ class Listener:
 
 @dataclass(frozen=True)
 class Instance:
-    """One llama-server. A router has no model of its own; `context_tokens` are those of a slot.
+    """One llama-server. A router has no model of its own; `context_tokens` are those of a slot, for
+    models that `model_context_tokens` does not name.
 
     `memory_bytes` and `vram_bytes` are by the name of a model: what it takes when it is loaded
     there, in all and of it on GPUs, as far as that was planned. A router that was started with
@@ -74,6 +75,7 @@ class Instance:
     kind: Literal["dedicated", "router"] = "dedicated"
     model: str | None = None
     context_tokens: int = 4096
+    model_context_tokens: Mapping[str, int] = field(default_factory=dict)
     slots: int = 1
     embeddings: bool = False
     api_key_file: Path | None = None
@@ -81,6 +83,10 @@ class Instance:
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     vram_bytes: Mapping[str, int] = field(default_factory=dict)
     pulled_models_dir: Path | None = None
+
+    def slot_tokens(self, model: str) -> int:
+        """The context of one slot while it has this model loaded."""
+        return self.model_context_tokens.get(model, self.context_tokens)
 
 
 @dataclass(frozen=True)
@@ -243,12 +249,13 @@ def _instance(name: str, table: Table) -> Instance:
         kind=cast("Literal['dedicated', 'router']", table.choice("kind", ("dedicated", "router"))),
         model=table.optional_text("model"),
         context_tokens=table.integer("context_tokens", 4096, 1, _MOST_TOKENS),
+        model_context_tokens=table.integers("model_context_tokens", 1, _MOST_TOKENS),
         slots=table.integer("slots", 1, 1, 1024),
         embeddings=table.boolean("embeddings", False),
         api_key_file=_credential(table, "api_key_file"),
         fallback=table.optional_text("fallback"),
-        memory_bytes=table.integers("memory_bytes", _MOST_MEMORY_BYTES),
-        vram_bytes=table.integers("vram_bytes", _MOST_MEMORY_BYTES),
+        memory_bytes=table.integers("memory_bytes", 0, _MOST_MEMORY_BYTES),
+        vram_bytes=table.integers("vram_bytes", 0, _MOST_MEMORY_BYTES),
         pulled_models_dir=table.path("pulled_models_dir"),
     )
     table.close()

@@ -96,12 +96,12 @@ class Table:
             return default
         return value
 
-    def integers(self, key: str, most: int) -> dict[str, int]:
-        """A table of whole numbers of 0 to `most`, whatever their names are."""
+    def integers(self, key: str, least: int, most: int) -> dict[str, int]:
+        """A table of whole numbers of `least` to `most`, whatever their names are."""
         table = self.table(key)
         if table is None:
             return {}
-        return {name: table.integer(name, 0, 0, most) for name in table}
+        return {name: table.integer(name, least, least, most) for name in table}
 
     def seconds(self, key: str, default: float) -> float:
         """A time above 0 in seconds."""

@@ -49,6 +49,13 @@ def test_what_models_take_is_by_their_names(tmp_path: Path) -> None:
     assert finding.startswith('instances."live".memory_bytes.a/b:c: found -1, needed 0 to')
 
 
+def test_a_slots_context_may_be_another_for_each_model_of_a_router(tmp_path: Path) -> None:
+    head = HEAD.replace('[models."m"]', 'model_context_tokens = {"embed" = 512}\n[models."m"]')
+    instance = read(tmp_path, head).instances["live"]
+    assert instance.slot_tokens("embed") == 512
+    assert instance.slot_tokens("m") == instance.context_tokens
+
+
 def test_the_documented_example() -> None:
     config = read_config(EXAMPLE)
     assert [listener.port for listener in config.listeners] == [11434, 11435]

@@ -54,7 +54,7 @@ def loaded_json(catalogue: Catalogue, listener: Listener, loaded: Iterable[InMem
             "details": details_of(persona, facts),
             "expires_at": shown_time(expires_at),
             "size_vram": instance.vram_bytes.get(one.model, 0),
-            "context_length": instance.context_tokens,
+            "context_length": instance.slot_tokens(one.model),
         }
         before = told.get(persona.name)
         if before is None or before[0] < expires_at:

@@ -172,7 +172,8 @@ def _settings(
     for name in resolved.unknown:
         if name in asked.options:
             _log.warning("invalid option provided: %s", quote(name)[:100])
-    slot_tokens = services.config.instances[served.instances[0]].context_tokens
+    instance = services.config.instances[served.instances[0]]
+    slot_tokens = instance.slot_tokens(served.persona.model.name)
     return Settings(
         served=served,
         options=resolved.options,

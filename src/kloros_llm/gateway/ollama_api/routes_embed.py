@@ -67,7 +67,8 @@ def embedder_of(
 ) -> Embedder:
     """For what a request asks of a model. Raises ApiError for a wrong option."""
     options = resolve(served.persona.parameters, asked.options).options
-    slot_tokens = services.config.instances[served.instances[0]].context_tokens
+    instance = services.config.instances[served.instances[0]]
+    slot_tokens = instance.slot_tokens(served.persona.model.name)
     trained = services.catalogue.facts(served.persona.model).context_length
     context_tokens = options.context_tokens(slot_tokens)
     return Embedder(

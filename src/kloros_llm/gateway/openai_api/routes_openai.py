@@ -80,7 +80,8 @@ def _engine_fields(
     """What the client said, with what Ollama's defaults and the persona add to it."""
     persona = served.persona
     options = resolve(persona.parameters, asked.options).options
-    slot_tokens = services.config.instances[served.instances[0]].context_tokens
+    instance = services.config.instances[served.instances[0]]
+    slot_tokens = instance.slot_tokens(served.persona.model.name)
     parameters = options.engine_parameters(options.context_tokens(slot_tokens))
     given = {
         name: value for name, value in said.items() if value is not None and name not in _NOT_PASSED

@@ -143,6 +143,7 @@ def _instance(
         "kind": "router" if planned["router"] else "dedicated",
         "model": planned["model"] or None,
         "context_tokens": planned["context_tokens"],
+        "model_context_tokens": planned.get("model_context_tokens", {}),
         "slots": planned["slots"],
         "embeddings": planned["embeddings"],
         "api_key": planned["api_key"],

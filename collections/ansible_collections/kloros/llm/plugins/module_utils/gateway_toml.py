@@ -91,7 +91,7 @@ def _lines(gateway: Mapping[str, Any]) -> Iterator[str]:
             },
         )
     for name, instance in gateway["instances"].items():
-        of_models = ("memory_bytes", "vram_bytes")
+        of_models = ("model_context_tokens", "memory_bytes", "vram_bytes")
         values = {
             key: value for key, value in instance.items() if key not in ("api_key", *of_models)
         }

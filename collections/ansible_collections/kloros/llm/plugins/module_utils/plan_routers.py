@@ -245,6 +245,7 @@ def _router(name: str, wish: Data, children: Sequence[Data]) -> dict[str, Any]:
         "aliases": [],
         "models": names,
         "context_tokens": min(child["context_tokens"] for child in children),
+        "model_context_tokens": {child["model"]: child["context_tokens"] for child in children},
         "model_files": list(dict.fromkeys(path for one in children for path in one["model_files"])),
         "mmproj_path": None,
         "draft_model_path": None,
