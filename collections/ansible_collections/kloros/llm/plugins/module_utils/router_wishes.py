@@ -5,13 +5,19 @@ They stand among `llama_instances`, with `router: true`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from .findings import Finding, error
 from .llama_options import extra_findings
-from .wishes import INSTANCE_KEYS, Key, instance_name_findings, key_findings, with_defaults
+from .wishes import (
+    INSTANCE_KEYS,
+    Key,
+    instance_name_findings,
+    key_findings,
+    no_model,
+    with_defaults,
+)
 
 ALL: Final = "all"
 
@@ -117,18 +123,9 @@ def check_routers(
 
 
 def _router_findings(path: str, router: Mapping[str, Any], known: Sequence[str]) -> list[Finding]:
-    found = []
-    for model in router["models"]:
-        if model not in known:
-            near = difflib.get_close_matches(model, known, n=1)
-            found.append(
-                error(
-                    f"{path}.models",
-                    f"there is no model {model!r}",
-                    f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
-                    f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
-                )
-            )
+    found = [
+        no_model(f"{path}.models", model, known) for model in router["models"] if model not in known
+    ]
     if router["api_key"] and len(router["api_key"]) < 16:
         form = INSTANCE_KEYS["api_key"].accepts
         found.append(error(f"{path}.api_key", "a shorter one", form, "use a longer secret"))

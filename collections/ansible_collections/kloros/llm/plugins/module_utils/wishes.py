@@ -538,19 +538,22 @@ def _alternative_findings(
     return found or _instance_findings(path, with_alternative(instance, changes), known)
 
 
+def no_model(path: str, model: str, known: Sequence[str]) -> Finding:
+    """The finding that `gguf_models`, whose usable names are `known`, has no such model."""
+    near = difflib.get_close_matches(model, known, n=1)
+    return error(
+        path,
+        f"there is no model {model!r}",
+        f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
+        f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
+    )
+
+
 def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> list[Finding]:
     found: list[Finding] = []
     for key, model in model_names(wish):
         if model not in known:
-            near = difflib.get_close_matches(model, known, n=1)
-            found.append(
-                error(
-                    f"{path}.{key}",
-                    f"there is no model {model!r}",
-                    f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
-                    f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
-                )
-            )
+            found.append(no_model(f"{path}.{key}", model, known))
     if wish["tensor_split"] and len(wish["tensor_split"]) != len(wish["gpus"]):
         shown = f"{len(wish['tensor_split'])} shares for {len(wish['gpus'])} GPUs"
         cure = "give one share a GPU, or leave it to their free memory"
