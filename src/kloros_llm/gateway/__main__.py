@@ -33,13 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
-    if chosen.check:
+    try:
         from .check import print_findings  # noqa: PLC0415
-
-        return print_findings(chosen.config)
-    from .front.service import serve  # noqa: PLC0415
-
-    return serve(chosen.config)
+        from .front.service import serve  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        # The client library and modelctl do without what the gateway needs.
+        print(
+            f"kloros-llm-gateway: {error.name} is not installed; install this project with what "
+            "the gateway needs: pip install '.[gateway]', in a checkout",
+            file=sys.stderr,
+        )
+        return 1
+    return print_findings(chosen.config) if chosen.check else serve(chosen.config)
 
 
 if __name__ == "__main__":

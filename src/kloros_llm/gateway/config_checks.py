@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import Config, Instance, Listener
 
 _NOT_IN_PLACES = re.compile(r"[\s\x00-\x20@?#\\]").search
+_NOT_IN_TOKENS = re.compile(rb"[^\x21-\x7e]").search
 _NAME_RULE = (
     "needed a model's name as Ollama has them: letters, digits, '.', '_' and '-', "
     "with namespace/ before and :tag behind"
@@ -149,6 +150,11 @@ def _check_instance(config: Config, instance: Instance, findings: Findings) -> N
         findings.append(
             f"{where}.pulled_models_dir: only a router looks there; leave it out, or write "
             'kind = "router"'
+        )
+    if instance.pulled_models_dir in (config.models_dir, config.state_dir):
+        findings.append(
+            f"{where}.pulled_models_dir: found {found(str(instance.pulled_models_dir))}, which "
+            "holds other things; name a folder of its own"
         )
     if instance.kind == "dedicated" and instance.model is None:
         findings.append(f'{where}.model: missing; name the model, or write kind = "router"')
@@ -287,8 +293,13 @@ def _check_key_file(path: Path | None, where: str, findings: Findings) -> None:
 
 def _check_token(path: Path | None, findings: Findings) -> None:
     where = "hf_token_file"
-    if path is not None and _check_file(path, where, findings) and not path.read_bytes().strip():
+    if path is None or not _check_file(path, where, findings):
+        return
+    token = path.read_bytes().strip()
+    if not token:
         findings.append(f"{where}: {path} holds no token: write one, or leave the key out")
+    elif _NOT_IN_TOKENS(token):
+        findings.append(f"{where}: {path} holds more than a token: write that alone, on one line")
 
 
 def _check_file(path: Path, where: str, findings: Findings) -> bool:

@@ -204,6 +204,11 @@ port = 9000
             'live".pulled_models_dir: only a router looks there',
         ),
         (
+            f'{HEAD}[instances.b]\nurl = "http://127.0.0.1:1"\nkind = "router"\n'
+            'pulled_models_dir = "/models"',
+            "which holds other things; name a folder of its own",
+        ),
+        (
             HEAD.replace('model = "m"', 'model = "m"\nfallback = "live"'),
             "live\".fallback: found 'live'",
         ),
@@ -280,6 +285,11 @@ def test_the_token_for_pulls_is_a_credential(
     assert findings(tmp_path, text) == (
         f"hf_token_file: {tmp_path}/hf_token holds no token: write one, or leave the key out",
     )
+    for odd in ("hf_canary\nhf_canary\n", "hf canary", "hf_canar\u00fd"):
+        (tmp_path / "hf_token").write_text(odd)
+        (told,) = findings(tmp_path, text)
+        assert "holds more than a token: write that alone, on one line" in told
+        assert "canar" not in told
     (tmp_path / "hf_token").write_text("hf_canary\n")
     assert read(tmp_path, text).hf_token_file == tmp_path / "hf_token"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,7 @@ from kloros_llm.gateway.engines.engine import Engine
 from kloros_llm.gateway.errors import ApiError
 from kloros_llm.gateway.models.layers import MODEL, PROJECTOR, Layer
 from kloros_llm.gateway.models.model_facts import ModelFacts
+from kloros_llm.gateway.models.name_changes import delete
 from kloros_llm.gateway.models.pulled_models import keep_folder, links_of, router_id
 from testbed.stand_in_hub import StandInHub
 from tests.llama_server import MODEL as REAL_MODEL
@@ -77,14 +79,36 @@ def test_the_folder_follows_the_models(tmp_path: Path) -> None:
         "other/mmproj.gguf": "/models/c.gguf",
     }
     assert not keep_folder(folder, {"one": one, "other": other})
-    # What a gateway left that was stopped midway, and what is not its own.
+    # What a gateway left that was stopped midway.
     (folder / ".unfinished/third").mkdir(parents=True)
-    (folder / "stray").write_text("x")
-    (folder / "one/more.gguf").write_text("x")
+    (folder / "one/more.gguf").symlink_to("/models/d.gguf")
     assert keep_folder(folder, {"one": one, "new": other})
     assert sorted(path.name for path in folder.iterdir()) == ["new", "one"]
-    assert tree(folder)["one/model.gguf"] == "/models/a.gguf"
-    assert not (folder / "one/more.gguf").exists()
+    assert tree(folder) == {
+        "one/model.gguf": "/models/a.gguf",
+        "new/model.gguf": "/models/b.gguf",
+        "new/mmproj.gguf": "/models/c.gguf",
+    }
+
+
+def test_what_is_not_the_gateways_stays_in_the_folder(tmp_path: Path) -> None:
+    """A folder of models is what LLAMA_ARG_MODELS_DIR is for without a gateway."""
+    for file in ("alone.gguf", "split/a-00001-of-00002.gguf", "mixed/model.gguf"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("weights")
+    (tmp_path / "mixed/link.gguf").symlink_to("model.gguf")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/model.gguf").symlink_to("/models/a.gguf")
+    (tmp_path / "elsewhere").symlink_to("old")
+    assert keep_folder(tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "alone.gguf",
+        "elsewhere",
+        "mixed",
+        "split",
+    ]
+    assert (tmp_path / "mixed/link.gguf").read_text() == "weights"
+    assert not keep_folder(tmp_path, {})
 
 
 # With a stand-in for the router
@@ -302,6 +326,60 @@ def test_who_asks_while_the_router_reads_its_folder_waits_for_that(
     run(house, use)
 
 
+def test_routers_hear_of_a_change_though_who_made_it_is_gone(house: House) -> None:
+    async def use(client: Client, router: StandInEngine) -> None:
+        await until(lambda: router.reloads == 1)
+        catalogue, pulled = client.gateway.catalogue, house.config.state_dir / "pulled"
+        install(house.models_dir, "brought.gguf", "brought:1b", sha256="2" * 64)
+        refreshing = asyncio.create_task(catalogue.refresh())
+        while not catalogue._looking.locked():
+            await asyncio.sleep(0)
+        # Its thread changes the folder while this one keeps the loop from hearing of that.
+        while not list(pulled.glob("brought-1b-*")):
+            time.sleep(0.001)
+        refreshing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await refreshing
+        await until(lambda: router.reloads == 2)
+        assert any(name.startswith("brought-1b-") for name in router.models)
+
+    run(house, use)
+
+
+def test_a_deletion_is_whole_though_the_client_is_gone(house: House) -> None:
+    async def use(client: Client, router: StandInEngine) -> None:
+        await until(lambda: router.reloads == 1)
+        await pull(client)
+        catalogue, config = client.gateway.catalogue, client.gateway.config
+        router.reload_s = 0.2
+        deleting = asyncio.create_task(delete(catalogue, config.listeners[0], NAME))
+        await until(lambda: router.reloads == 3)
+        deleting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+        async with catalogue.changing:
+            assert NAME not in await client.names()
+        assert catalogue.created(NAME) is None
+        assert not list(house.models_dir.glob("tiny*"))
+
+    run(house, use)
+
+
+def test_a_loaded_model_is_told_of_by_a_name_that_means_it(house: House) -> None:
+    async def use(client: Client, _: StandInEngine) -> None:
+        await make(client, "mine", small())
+        await answered(client, "mine")
+        copied = {"source": "mine", "destination": "kept"}
+        assert (await client.post("/api/copy", copied)).status == 200
+        assert await loaded(client) == ["mine:latest"]
+        assert (
+            await client.post("/api/create", {"model": "mine", "from": "other:7b"})
+        ).status == 200
+        assert await loaded(client) == ["kept:latest"]
+
+    run(house, use)
+
+
 def test_what_does_not_load_is_an_error_that_names_it(house: House) -> None:
     async def use(client: Client, router: StandInEngine) -> None:
         await pull(client)
@@ -313,6 +391,23 @@ def test_what_does_not_load_is_an_error_that_names_it(house: House) -> None:
         router._read_folder()
         with pytest.raises(Exception, match=f"does not know the model '{NAME}': it has not found"):
             await answered(client, NAME)
+
+    run(house, use)
+
+
+def test_who_asks_for_what_is_just_deleted_hears_the_name_that_he_knows(house: House) -> None:
+    async def use(client: Client, _: StandInEngine) -> None:
+        await pull(client)
+        served = client.gateway.catalogue.find(house.config.listeners[0], NAME)
+
+        async def ask(engine: Engine) -> list[int]:
+            deleted = await client.ask("DELETE", "/api/delete", {"model": NAME})
+            assert deleted.status == 200
+            return await engine.tokenize("a word")
+
+        with pytest.raises(ApiError) as refused:
+            await client.gateway.backends.call(served, ask, loading=LoadClock())
+        assert (refused.value.status, refused.value.text) == (404, f"model '{NAME}' not found")
 
     run(house, use)
 

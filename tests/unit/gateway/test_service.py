@@ -395,6 +395,28 @@ def test_a_check_says_that_nothing_is_wrong_and_serves_nothing(tmp_path: Path) -
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_without_what_it_needs_it_says_how_to_install_that(check: list[str]) -> None:
+    """As after `pip install .`, which is enough for the client library."""
+    code = (
+        "import sys; sys.modules['uvloop'] = None; sys.argv[0] = 'kloros-llm-gateway'; "
+        "from kloros_llm.gateway.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *check],
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "src")},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "kloros-llm-gateway: uvloop is not installed; install this project with what the gateway "
+        "needs: pip install '.[gateway]', in a checkout\n"
+    )
+
+
 def test_a_check_says_which_template_gives_way(tmp_path: Path) -> None:
     """A thought, and no fault: such a Modelfile comes with each gpt-oss of Ollama."""
     (port,) = free_ports(1)

@@ -215,14 +215,22 @@ class Attempts:
         lease.member.breaker.succeed()
 
     def failed(self, lease: Lease, error: Failure) -> None:
-        """Raises `error`, or returns where the request may be tried again."""
+        """Raises `error`, or returns where the request may be tried again. ApiError(404) where a
+        router has meanwhile forgotten what clients had pulled: its name for that means nothing to
+        them.
+        """
         member = lease.member
         self._failed(member, error)
+        if isinstance(error, EngineError) and self._is_forgotten(error):
+            raise ApiError(404, f"model '{self._name}' not found") from error
         if isinstance(error, EngineLoadingError):
             self._pause = True
         elif isinstance(error, EngineError) or self._is_final(error) or lease.began:
             raise error
         self._numbers.retries[member.instance.name] += 1
+
+    def _is_forgotten(self, error: EngineError) -> bool:
+        return self._model != self._name and error.message == f"model '{self._model}' not found"
 
     def _is_final(self, error: EngineGoneError) -> bool:
         """Twice broken off is enough: it may be the request that breaks the engine. What nobody

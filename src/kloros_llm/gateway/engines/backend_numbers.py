@@ -1,4 +1,4 @@
-"""What the backends count, plain; metrics.py makes Prometheus's families of it."""
+"""What the backends count, plain; backend_metrics.py makes Prometheus's families of it."""
 
 from __future__ import annotations
 

@@ -117,7 +117,14 @@ class Catalogue:
             self._watcher = None
 
     async def refresh(self) -> None:
-        """Look at everything again; what has not changed is not read again."""
+        """Look at everything again; what has not changed is not read again.
+
+        It is done to the end though the caller is cancelled, as where a client goes away: its
+        thread goes on in any case, and routers must hear of what that changes.
+        """
+        await asyncio.shield(self._refresh())
+
+    async def _refresh(self) -> None:
         async with self._looking:
             self._state, self._stamp, changed = await asyncio.to_thread(self._look)
             if changed:
@@ -214,8 +221,17 @@ class Catalogue:
 
     def in_memory(self, engine_name: str) -> Entry | None:
         """What is meant by the name that an engine has for a model."""
-        pulled = self._state.survey.pulled.get(engine_name)
-        return self.base(pulled.name if pulled else engine_name)
+        survey = self._state.survey
+        pulled = survey.pulled.get(engine_name)
+        if pulled is None:
+            return self.base(engine_name)
+        # Its own name may be gone, or mean another model by now.
+        key = name_key(pulled.name) or ""
+        entries = survey.entries
+        for entry in (entries.get(key), *entries.values(), survey.bare.get(key)):
+            if entry and entry.persona.model.path == pulled.path:
+                return entry
+        return None
 
     def bare(self, name: str) -> Entry | None:
         """An installed model by its name, whatever a persona of that name says."""

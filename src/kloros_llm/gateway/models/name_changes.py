@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from ...core.model_catalogue import Catalogue as ModelCatalogue
@@ -75,11 +76,15 @@ async def put(catalogue: Catalogue, created: Created) -> None:
 async def delete(catalogue: Catalogue, listener: Listener, name: str) -> None:
     """Forget a name that a client made, and the model with it where no other name means it.
 
-    Raises ApiError: 404, 403 for what the configuration holds or what may not be written, 409
-    for a model that something uses.
+    Once begun it is done whole, though the client goes away. Raises ApiError: 404, 403 for what
+    the configuration holds or what may not be written, 409 for a model that something uses.
     """
     if name_key(name) is None:
         raise ApiError(400, f"name {quote(name)} is invalid")
+    await asyncio.shield(_delete(catalogue, listener, name))
+
+
+async def _delete(catalogue: Catalogue, listener: Listener, name: str) -> None:
     async with catalogue.changing:
         model = catalogue.named(listener, name).persona.model
         check_free(catalogue, name)

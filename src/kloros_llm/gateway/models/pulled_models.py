@@ -69,20 +69,20 @@ def links_of(facts: ModelFacts) -> dict[str, Path]:
 def keep_folder(folder: Path, wanted: Mapping[str, Links]) -> bool:
     """Have the folder hold these models, by their ids, and no other; True where that changed it.
 
-    A model comes and goes at one stroke. Raises OSError.
+    A model comes and goes at one stroke. What is no folder of links alone is not the gateway's,
+    and stays: it may be somebody's models. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    present = list(folder.iterdir())
-    right = {path.name for path in present if _links_in(path) == wanted.get(path.name, ())}
-    wrong = [path for path in present if path.name not in right]
-    missing = wanted.keys() - right
+    present = {path.name: links for path in folder.iterdir() if (links := _links_in(path))}
+    wrong = [name for name, links in present.items() if links != wanted.get(name)]
+    missing = [name for name, links in wanted.items() if links != present.get(name)]
     if not wrong and not missing:
         return False
     unfinished.mkdir()
-    for path in wrong:
-        path.rename(unfinished / f"old-{path.name}")
+    for name in wrong:
+        (folder / name).rename(unfinished / f"old-{name}")
     for name in missing:
         made = unfinished / name
         made.mkdir()
@@ -94,7 +94,9 @@ def keep_folder(folder: Path, wanted: Mapping[str, Links]) -> bool:
 
 
 def _links_in(path: Path) -> dict[str, Path] | None:
-    """None where it is no folder of links."""
+    """None where it is no folder of links alone."""
+    if path.is_symlink():
+        return None
     try:
         return {one.name: one.readlink() for one in path.iterdir()}
     except OSError:
