@@ -40,7 +40,7 @@ demo-down: $(VENV)/.installed ## remove the demo's host
 	$(BIN)/python -m testbed.demo down
 
 .PHONY: test
-test: lint unit molecule-all demo-test ## everything that CI runs
+test: lint unit wire molecule-all demo-test ## everything that CI runs
 
 .PHONY: lint
 lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
@@ -53,16 +53,28 @@ lint: $(VENV)/.installed ## style, types, Ansible, the collection's build
 
 .PHONY: unit
 unit: needs $(VENV)/.installed ## the core, the modules, the filters, modelctl, the stand-ins, and a short fuzz run
-	$(BIN)/python -m pytest --numprocesses=auto tests/unit tests/fuzz
+	$(BIN)/python -m pytest --numprocesses=auto -m "not llama_server" tests/unit tests/fuzz
 
 # Of llama.cpp it needs a build: LLAMA_BIN=/opt/llama.cpp/current/bin, else one is made (ten minutes on two cores).
 .PHONY: bench
 bench: export PYTHONPATH := $(CURDIR)/collections
-bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; the memory plan against llama.cpp
+bench: needs $(VENV)/.installed ## downloads against curl, aria2 and hf; memory plan and gateway against llama.cpp
 	@testbed/install_needs.sh aria2 curl cmake ninja-build
+	$(BIN)/python -m testbed.fetch_inputs
 	$(BIN)/python -m tests.bench.download
 	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && \
-		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params"
+		$(BIN)/python -m tests.bench.memory --server "$$bin/llama-server" --fit-params "$$bin/llama-fit-params" && \
+		$(BIN)/python -m tests.bench.gateway --server "$$bin/llama-server"
+
+# Needs a build of llama.cpp as `bench` does; the small model comes with the testbed's inputs.
+.PHONY: wire
+wire: export PYTHONPATH := $(CURDIR)/collections
+wire: needs $(VENV)/.installed ## the gateway asked as a recorded Ollama was, and under faults; all that asks a real llama-server
+	@testbed/install_needs.sh curl cmake ninja-build
+	$(BIN)/python -m testbed.fetch_inputs
+	bin=$${LLAMA_BIN:-$$($(BIN)/python -m testbed.llama_build)} && export KLOROS_LLAMA_BIN="$$bin/llama-server" && \
+		$(BIN)/python -m pytest tests/wire tests/faults && \
+		$(BIN)/python -m pytest -m llama_server tests/unit
 
 .PHONY: molecule
 molecule: needs $(VENV)/.installed ## one scenario: make molecule SCENARIO=default
@@ -84,8 +96,9 @@ demo-test: needs $(VENV)/.installed ## the demo as a new user runs it, twice
 UV_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .PHONY: lock
-lock: ## write requirements.lock and those of the CUDA toolkits anew
+lock: ## write requirements.lock, the gateway's, and those of the CUDA toolkits anew
 	$(UV_LOCK) --group dev --output-file requirements.lock
+	$(UV_LOCK) --extra gateway --output-file requirements-gateway.lock pyproject.toml
 	for wish in roles/llama_cpp/files/cuda_pypi/*.in; do \
 		$(UV_LOCK) --output-file "$${wish%.in}.txt" "$$wish" || exit; \
 	done

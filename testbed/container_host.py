@@ -7,8 +7,6 @@ Needs podman, debootstrap and an SSH client, and either root or passwordless sud
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.cache import cache_folder
+from testbed.cache import cache_folder, locked
 
 RELEASES = ("trixie", "bookworm")
 PACKAGES = (
@@ -167,19 +165,10 @@ def ensure_image(machine: Machine, release: str) -> str:
         TestbedError: debootstrap is missing or failed.
     """
     tag = image_tag(release)
-    machine.cache_folder.mkdir(parents=True, exist_ok=True)
     with locked(machine.cache_folder / "image.lock"):
         if machine.run("podman", "image", "exists", tag, check=False).returncode != 0:
             build_image(machine, release, tag)
     return tag
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`: two runs never build the same image at once."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def build_image(machine: Machine, release: str, tag: str) -> None:

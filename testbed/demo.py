@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """`make demo`: a throw-away host, taken to llama.cpp by the real playbook, and asked a question.
 
-Ports on the machine: KLOROS_DEMO_LIVE_PORT (8080), KLOROS_DEMO_CODE_PORT (8081) and
-KLOROS_DEMO_SSH_PORT (2222), on loopback alone. The stand-in Hub has KLOROS_DEMO_HUB_PORT (8097) of
-the container's network while the playbook runs: the same one each time, because the plan names it.
+Ports on the machine: KLOROS_DEMO_OLLAMA_PORT (11434), KLOROS_DEMO_LIVE_PORT (8080),
+KLOROS_DEMO_CODE_PORT (8081) and KLOROS_DEMO_SSH_PORT (2222), on loopback alone. The stand-in Hub
+has KLOROS_DEMO_HUB_PORT (8097) of the container's network while the playbook runs: the same one
+each time, because the plan names it.
 KLOROS_DEMO_HOST names the container (kloros-demo).
 """
 
@@ -30,6 +31,10 @@ from ansible_collections.kloros.llm.plugins.module_utils import plan_text  # noq
 
 HOST = os.environ.get("KLOROS_DEMO_HOST") or "kloros-demo"
 KEY = PROJECT / ".testbed" / "id_ed25519"
+MODEL = "smollm2:135m"
+# The gateway listens on the host's own loopback, where no published port leads to.
+FRONT_PORT = 21434
+FRONT_UNIT = "kloros-demo-front"
 QUESTION = "In one sentence: what is a voice assistant?"
 
 
@@ -39,8 +44,9 @@ def port(variable: str, default: int) -> int:
 
 
 def published() -> dict[str, int]:
-    """Instance to the port of this machine that it is published on."""
+    """What is published to its port of this machine: Ollama's API, and the instances."""
     return {
+        "ollama": port("KLOROS_DEMO_OLLAMA_PORT", 11434),
         "live": port("KLOROS_DEMO_LIVE_PORT", 8080),
         "code": port("KLOROS_DEMO_CODE_PORT", 8081),
     }
@@ -58,7 +64,11 @@ def up() -> int:
             name=HOST,
             release="trixie",
             ssh_port=port("KLOROS_DEMO_SSH_PORT", 2222),
-            published=((ports["live"], 8080), (ports["code"], 8081)),
+            published=(
+                (ports["live"], 8080),
+                (ports["code"], 8081),
+                (ports["ollama"], FRONT_PORT),
+            ),
             cache=cache,
             key=KEY,
         ),
@@ -78,40 +88,56 @@ def up() -> int:
         )
     if done.returncode != 0:
         return done.returncode
+    open_front(machine)
     plan = json.loads(container_host.read_file(machine, HOST, "/etc/kloros-llm/plan.json"))
     print("\n".join(["", *plan_text.table(plan), "", "On this machine:"]))
-    for instance, number in ports.items():
-        print(f"  {instance}  http://127.0.0.1:{number}/v1/chat/completions")
+    for name, number in ports.items():
+        path = "" if name == "ollama" else "/v1/chat/completions"
+        print(f"  {name:<6}  http://127.0.0.1:{number}{path}")
     print(f"\n> {QUESTION}")
-    ask(f"http://127.0.0.1:{ports['live']}", QUESTION)
+    ask(f"http://127.0.0.1:{ports['ollama']}", QUESTION)
     print("\nThe host stays up; `make demo-down` removes it.")
     return 0
 
 
+def open_front(machine: container_host.Machine) -> None:
+    """Lead the published port to the gateway, which has no key and so listens on loopback alone."""
+    inside = ("podman", "exec", HOST)
+    asked = (*inside, "systemctl", "is-active", "--quiet", f"{FRONT_UNIT}.socket")
+    if machine.run(*asked, check=False).returncode == 0:
+        return
+    machine.run(
+        *(*inside, "systemd-run", f"--unit={FRONT_UNIT}"),
+        f"--socket-property=ListenStream=0.0.0.0:{FRONT_PORT}",
+        *("/usr/lib/systemd/systemd-socket-proxyd", "127.0.0.1:11434"),
+    )
+
+
 def ask(url: str, question: str) -> None:
-    """Print a chat answer piece by piece as it comes; an empty one is an error."""
+    """Print an answer piece by piece as it comes, asked for as Ollama is; an empty one is an error.
+
+    Nothing here knows that it is not Ollama.
+    """
     started = time.monotonic()
     pieces = 0
     with requests.post(
-        f"{url}/v1/chat/completions",
+        f"{url}/api/generate",
         json={
-            "messages": [{"role": "user", "content": question}],
-            "stream": True,
-            "temperature": 0,
-            "max_tokens": 96,
+            "model": MODEL,
+            "prompt": question,
+            "options": {"temperature": 0, "num_predict": 96},
         },
         stream=True,
         timeout=60,
     ) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
-            if not line.startswith(b"data: {"):
-                continue
-            event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
-            piece = (event["choices"] or [{"delta": {}}])[0]["delta"].get("content")
-            if piece:
+            piece: dict[str, Any] = json.loads(line)
+            if piece.get("error"):
+                raise SystemExit(f"{url} says: {piece['error']}")
+            if piece["response"]:
                 pieces += 1
-                print(piece, end="", flush=True)
+                print(piece["response"], end="", flush=True)
     if not pieces:
         raise SystemExit(f"{url} answered nothing")
     print(f"\n({pieces} pieces in {time.monotonic() - started:.1f} s)")

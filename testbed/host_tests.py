@@ -18,7 +18,6 @@ import yaml
 from testinfra.host import Host
 
 PROJECT = Path(__file__).resolve().parent.parent
-KEY = PROJECT / ".testbed/id_ed25519"
 BIN = Path(sys.executable).parent
 
 
@@ -43,6 +42,11 @@ class Run:
 Play = Callable[..., Run]
 
 
+def scenario_folder(inventory: Path) -> Path:
+    """Where the scenario of this inventory keeps its key and its Hub's address."""
+    return PROJECT / ".testbed" / inventory.parent.name
+
+
 def hosts(inventory: Path) -> dict[str, int]:
     """The test hosts of an inventory, name to SSH port."""
     listed = load(inventory / "hosts.yml")["all"]["children"]["test_hosts"]["hosts"]
@@ -57,11 +61,12 @@ def only_on(name: str) -> pytest.MarkDecorator:
 # testinfra itself takes inventory variables as they stand, without Jinja.
 def connect(inventory: Path, name: str) -> Host:
     """A test host, as root."""
+    key = scenario_folder(inventory) / "id_ed25519"
     return testinfra.get_host(
         f"ssh://admin@127.0.0.1:{hosts(inventory)[name]}",
         sudo=True,
-        ssh_identity_file=str(KEY),
-        ssh_extra_args=f"-o UserKnownHostsFile={KEY}.known_hosts",
+        ssh_identity_file=str(key),
+        ssh_extra_args=f"-o UserKnownHostsFile={key}.known_hosts",
     )
 
 
@@ -136,11 +141,15 @@ class Hub:
         return records
 
 
+def hub_url(inventory: Path) -> str:
+    """The scenario's stand-in Hub, as the hosts reach it."""
+    return (scenario_folder(inventory) / "hub.url").read_text(encoding="utf-8").strip()
+
+
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(inventory: Path) -> Iterator[Hub]:
     """The stand-in Hub without faults, before and after."""
-    url = (PROJECT / ".testbed/hub.url").read_text(encoding="utf-8").strip()
-    stand_in = Hub(url)
+    stand_in = Hub(hub_url(inventory))
     stand_in.mend()
     yield stand_in
     stand_in.mend()

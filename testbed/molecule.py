@@ -1,4 +1,7 @@
-"""Run Molecule scenarios, and fail where one ran no test: Molecule itself would pass silently."""
+"""Run Molecule scenarios side by side, and fail where one ran no test: Molecule itself would pass.
+
+Of several at once, each line that is printed begins with the scenario's name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -25,7 +29,7 @@ def tests_run(report: Path) -> int:
     return sum(int(suite.get("tests", 0)) - int(suite.get("skipped", 0)) for suite in suites)
 
 
-def run(scenario: str) -> bool:
+def run(scenario: str, prefix: str = "") -> bool:
     """Run one scenario from `destroy` to `destroy`; tell whether it passed with tests run."""
     report = PROJECT / ".testbed" / f"junit-{scenario}.xml"
     report.parent.mkdir(exist_ok=True)
@@ -33,7 +37,18 @@ def run(scenario: str) -> bool:
     molecule = str(Path(sys.executable).parent / "molecule")
     command = [molecule, "test", "--no-command-borders", "--scenario-name", scenario]
     environment = {**os.environ, "TESTBED_JUNIT": str(report)}
-    status = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            print(f"{prefix}{line}", end="", flush=True)
+    status = process.returncode
     count = tests_run(report)
     print(f"scenario {scenario}: {count} tests run, exit status {status}", flush=True)
     if not count:
@@ -45,12 +60,16 @@ def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", nargs="?", choices=scenarios())
-    parser.add_argument("--all", action="store_true", help="every scenario, in turn")
+    parser.add_argument("--all", action="store_true", help="every scenario, side by side")
     given = parser.parse_args()
     if given.all == bool(given.scenario):
         parser.error("name a scenario, or say --all")
-    chosen = scenarios() if given.all else [given.scenario]
-    return 0 if all(list(map(run, chosen))) else 1
+    if given.scenario:
+        return 0 if run(given.scenario) else 1
+    chosen = scenarios()
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        passed = pool.map(run, chosen, [f"{scenario} | " for scenario in chosen])
+        return 0 if all(list(passed)) else 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_wishes import GATEWAY_KEYS
 
 from tests.unit.play_runner import PlayRunner
 
@@ -45,7 +46,9 @@ _HOST: dict[str, Any] = {
     "listeners": [],
     "units": [],
     "unit_processes": {},
+    "unit_children": [],
     "foreign_units": [],
+    "gateway_units": [],
     "headers": [],
     "before": {},
     "dry_runs": {"release": "", "answers": {}},
@@ -134,12 +137,15 @@ def wishes() -> dict[str, Any]:
             "dir": defaults["gguf_models_dir"],
             "owner": defaults["gguf_models_owner"],
             "hf_endpoint": defaults["gguf_models_hf_endpoint"],
+            "hf_token": False,
             "models": {"tiny:1b": {"source": "hf://someone/tiny/tiny.gguf"}},
         },
         "llama_instances": {
             "instances": {"live": {"model": "tiny:1b", "port": 8080}},
             **part("llama_instances", ("host", "context", "parallel", "min_tokens_per_s")),
         },
+        "ollama_gateway": part("ollama_gateway", tuple(GATEWAY_KEYS.keys() - {"wheels_there"}))
+        | {"wheels_there": True},
     }
 
 

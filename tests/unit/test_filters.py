@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +277,25 @@ def test_cuda_build_plan_says_what_is_wrong_with_its_input(run_play: Run) -> Non
     )
     assert done.returncode != 0
     assert "cuda_build_plan: the driver's cuda_version must be" in done.stdout + done.stderr
+
+
+def test_each_door_leads_to_a_function() -> None:
+    doors = runpy.run_path(str(PROJECT / "filter_plugins/kloros_llm.py"))["FILTERS"]
+    assert len(doors) > 20
+    for function in doors.values():
+        module, _, name = function.partition(":")
+        found = getattr(import_module(f"ansible_collections.kloros.llm.plugins.{module}"), name)
+        assert found.__doc__
+
+
+def test_the_doors_load_nothing_of_the_core() -> None:
+    """Ansible loads them in the process of each task that has a filter."""
+    code = (
+        "import runpy, sys; "
+        "runpy.run_path('filter_plugins/kloros_llm.py')['FilterModule']().filters(); "
+        "print([name for name in sys.modules if 'kloros' in name])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -36,6 +36,8 @@ from ansible_collections.kloros.llm.plugins.module_utils.model_source import (
 )
 
 from testbed.stand_in_hub import StandInHub
+from tests.llama_server import BINARY, needs_llama_server
+from tests.llama_server import MODEL as REAL_MODEL
 from tests.unit.llama_dry_run_lab import MODEL, Lab, is_alive, lab, tiny_gguf
 
 AS_ROOT = os.geteuid() == 0
@@ -442,24 +444,9 @@ def test_a_local_file_needs_no_copy_of_its_header() -> None:
 
 # the real one
 
-_BINARY = os.environ.get("KLOROS_LLAMA_BIN", "")
-_REAL_MODEL = os.environ.get(
-    "KLOROS_LLAMA_MODEL",
-    str(
-        Path.home()
-        / ".cache/kloros-llm/hub/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
-        / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-)
-needs_real = pytest.mark.skipif(
-    not (_BINARY and Path(_REAL_MODEL).is_file()),
-    reason="needs a real llama-server (KLOROS_LLAMA_BIN names it) and a model "
-    "(KLOROS_LLAMA_MODEL, by default SmolLM2-135M in the testbed's cache)",
-)
-
 
 def real_header() -> Header:
-    with FileBytes(_REAL_MODEL) as source:
+    with FileBytes(str(REAL_MODEL)) as source:
         header = read_header(source)
         size = source.size_bytes
         return Header("model.gguf", source.read_at(0, header.data_offset), size)
@@ -470,7 +457,7 @@ def loaded(environment: dict[str, str], folder: Path) -> list[tuple[str, int, in
     address = str(folder / "loaded.sock")
     variables = {
         **environment,
-        "LLAMA_ARG_MODEL": _REAL_MODEL,
+        "LLAMA_ARG_MODEL": str(REAL_MODEL),
         "LLAMA_ARG_HOST": address,
         "LLAMA_ARG_LOG_JSONL": "1",
         "LLAMA_ARG_LOG_VERBOSITY": "4",
@@ -478,7 +465,7 @@ def loaded(environment: dict[str, str], folder: Path) -> list[tuple[str, int, in
     }
     log = folder / "log"
     with log.open("wb") as output:
-        server = subprocess.Popen([_BINARY], env=variables, stdout=output, stderr=output)
+        server = subprocess.Popen([BINARY], env=variables, stdout=output, stderr=output)
     try:
         _until(lambda: _is_healthy(address) or server.poll() is not None)
         server.send_signal(signal.SIGINT)
@@ -502,7 +489,7 @@ def _is_healthy(address: str) -> bool:
             return False
 
 
-@needs_real
+@needs_llama_server
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("context", "slots", "cache"),
@@ -521,31 +508,31 @@ def test_the_header_alone_gives_what_a_loaded_server_holds(
         "LLAMA_ARG_FIT": "off",
         "LLAMA_ARG_THREADS": "2",
     }
-    answer = dry_run(Path(_BINARY), environment, headers={MODEL: [real_header()]})
+    answer = dry_run(Path(BINARY), environment, headers={MODEL: [real_header()]})
     assert answer.accepted, answer.last_words
     assert rows(answer) == loaded(environment, tmp_path)
 
 
-@needs_real
+@needs_llama_server
 @pytest.mark.usefixtures("here")
 def test_the_real_one_refuses_an_unknown_architecture() -> None:
     header = real_header()
     other = Header("x.gguf", header.content.replace(b"llama", b"lambo", 1), header.size_bytes)
-    answer = dry_run(Path(_BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [other]})
+    answer = dry_run(Path(BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [other]})
     assert not answer.accepted
     assert "unknown model architecture: 'lambo'" in " ".join(answer.last_words)
 
 
-@needs_real
+@needs_llama_server
 @pytest.mark.usefixtures("here")
 def test_the_real_one_refuses_a_file_cut_short() -> None:
     header = real_header()
     short = Header("x.gguf", header.content, header.size_bytes - 1000)
-    answer = dry_run(Path(_BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [short]})
+    answer = dry_run(Path(BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [short]})
     assert "data is not within the file bounds" in " ".join(answer.last_words)
 
 
-@needs_real
+@needs_llama_server
 @pytest.mark.usefixtures("here")
 def test_the_real_one_measures_a_draft_model() -> None:
     environment = {
@@ -556,6 +543,6 @@ def test_the_real_one_measures_a_draft_model() -> None:
         "LLAMA_ARG_DEVICE": "none",
     }
     headers = {MODEL: [real_header()], "/models/draft.gguf": [real_header()]}
-    answer = dry_run(Path(_BINARY), environment, headers=headers)
+    answer = dry_run(Path(BINARY), environment, headers=headers)
     assert answer.accepted, answer.last_words
     assert [row.weights_mib for row in (*answer.rows, *answer.draft_rows)] == [92, 92]

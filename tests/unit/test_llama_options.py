@@ -192,8 +192,41 @@ def test_a_cpu_instance_is_rendered() -> None:
         "LLAMA_ARG_CACHE_TYPE_V": "q8_0",
         "LLAMA_ARG_DEVICE": "none",
         "LLAMA_ARG_FIT": "off",
+        "LLAMA_ARG_CONTEXT_SHIFT": "1",
         "LLAMA_ARG_ENDPOINT_METRICS": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("extra", "argument"),
+    [
+        ({"context-shift": False}, "--no-context-shift"),
+        ({"context-shift": True}, "--context-shift"),
+        ({"no-context-shift": True}, "--no-context-shift"),
+    ],
+)
+def test_an_answer_goes_on_where_the_context_is_full_unless_the_wish_says_otherwise(
+    extra: dict[str, object], argument: str
+) -> None:
+    assert instance_environment(planned())["LLAMA_ARG_CONTEXT_SHIFT"] == "1"
+    wished = instance_environment(planned(extra=extra))
+    assert "LLAMA_ARG_CONTEXT_SHIFT" not in wished
+    assert split_args(wished["LLAMA_EXTRA_ARGS"]) == [argument]
+    assert help_findings(LIVE, wished, OPTIONS) == []
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "rerank"])
+def test_a_text_to_embed_may_fill_a_slot(kind: str) -> None:
+    """llama-server computes it in one micro-batch, and refuses a longer one."""
+    variables = instance_environment(planned(**{kind: True}))
+    assert variables["LLAMA_ARG_BATCH"] == variables["LLAMA_ARG_UBATCH"] == "4096"
+    assert "LLAMA_ARG_CONTEXT_SHIFT" not in variables
+    wished = instance_environment(planned(**{kind: True}, extra={"ubatch-size": 1024}))
+    assert "LLAMA_ARG_UBATCH" not in wished
+    assert wished["LLAMA_ARG_BATCH"] == "4096"
+    wished = instance_environment(planned(**{kind: True}, extra={"batch-size": 1024}))
+    assert "LLAMA_ARG_BATCH" not in wished
+    assert not {"LLAMA_ARG_BATCH", "LLAMA_ARG_UBATCH"} & instance_environment(planned()).keys()
 
 
 def test_gpus_are_named_by_bus_order_and_counted_from_zero() -> None:

@@ -53,6 +53,7 @@ def test_ps_of_a_ready_instance(host: ModelctlHost, server: StandInLlamaServer) 
         "unit": "kloros-llama-live.service",
         "url": server.url,
         "model": "tiny:1b",
+        "models": [],
         "aliases": ["tiny:1b"],
         "state": "ready",
         "active": "active",
@@ -102,6 +103,17 @@ def test_states(
     assert only_instance(host)["state"] == state
     ran = host.run("status", "--json")
     assert (ran.code, ran.json["ok"]) == ((0, True) if state == "ready" else (1, False))
+
+
+def test_a_router_has_several_models(host: ModelctlHost, server: StandInLlamaServer) -> None:
+    router = host.planned_instance("live", Path("/models/tiny.gguf"), url=server.url)
+    router |= {"model": "", "models": ["tiny:1b", "embed"], "environment": {}}
+    host.write_plan([], [router])
+    data = only_instance(host)
+    assert data["model"] is None
+    assert data["models"] == ["tiny:1b", "embed"]
+    _, row = host.run("ps").lines
+    assert row.split()[:3] == ["live", "tiny:1b", "embed"]
 
 
 def test_a_unit_that_is_not_there(host: ModelctlHost) -> None:

@@ -185,3 +185,23 @@ def test_what_the_server_says_is_heard_in_the_round_in_which_it_is_asked(
     output = engine(run_play, here, *on_gpu, says(here, model=20000, context=48, compute=38))
     assert output.startswith("0\n"), output
     assert plans_made(output) == 3  # with what it said of the wish, then of the alternative
+
+
+def test_what_the_plan_is_told_of_wheels_and_the_token(run_play: Run, tmp_path: Path) -> None:
+    """Whether they are there, and never the token itself: the plan is shown."""
+    show = {
+        "ansible.builtin.debug": {
+            "msg": "wheels={{ __preflight_wishes.ollama_gateway.wheels_there }} "
+            "token={{ __preflight_wishes.gguf_models.hf_token }}"
+        }
+    }
+    tasks = [role("variables"), show]
+    folder = str(tmp_path / "wheels")
+    token = "hf_canary"
+    bare = run_play(tasks, ollama_gateway_wheels_dir=folder)
+    assert "wheels=False token=False" in bare.stdout, bare.stdout + bare.stderr
+    Path(folder).mkdir()
+    (Path(folder) / "a-1-py3-none-any.whl").touch()
+    full = run_play(tasks, "-vvv", ollama_gateway_wheels_dir=folder, gguf_models_hf_token=token)
+    assert "wheels=True token=True" in full.stdout, full.stdout + full.stderr
+    assert token not in full.stdout + full.stderr

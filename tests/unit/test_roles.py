@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.kloros.llm.plugins.module_utils.gateway_wishes import (
+    GATEWAY_KEYS,
+    LISTENER_KEYS,
+    PERSONA_KEYS,
+)
 from ansible_collections.kloros.llm.plugins.module_utils.plan import make_plan
+from ansible_collections.kloros.llm.plugins.module_utils.router_wishes import ROUTER_KEYS
 from ansible_collections.kloros.llm.plugins.module_utils.wishes import INSTANCE_KEYS
 
 from tests.unit.conftest import PROJECT
@@ -32,6 +38,7 @@ def test_there_are_roles() -> None:
         "gguf_models",
         "llama_cpp",
         "llama_instances",
+        "ollama_gateway",
         "preflight",
     ]
 
@@ -68,7 +75,13 @@ def test_roles_hold_no_python() -> None:
 def test_inventory_is_sound(name: str, wishes: dict[str, Any], gpu_host: dict[str, Any]) -> None:
     variables = read(PROJECT / f"inventories/{name}/group_vars/all.yml")
     wishes["gguf_models"]["models"] = variables["gguf_models"]
+    wishes["gguf_models"]["owner"] = variables.get("gguf_models_owner", "root")
     wishes["llama_instances"]["instances"] = variables["llama_instances"]
+    wishes["ollama_gateway"] |= {
+        key: variables[f"ollama_gateway_{key}"]
+        for key in GATEWAY_KEYS
+        if f"ollama_gateway_{key}" in variables
+    }
     wishes["llama_cpp"] |= {
         key.removeprefix("llama_cpp_"): value
         for key, value in variables.items()
@@ -77,6 +90,7 @@ def test_inventory_is_sound(name: str, wishes: dict[str, Any], gpu_host: dict[st
     result = make_plan(wishes, gpu_host)
     assert [f for f in result["findings"] if f["level"] == "error"] == []
     assert len(result["plan"]["instances"]) == len(variables["llama_instances"])
+    assert result["plan"]["gateway"]["listeners"]
 
 
 def test_the_readmes_inventory_can_be_copied(
@@ -87,9 +101,21 @@ def test_the_readmes_inventory_can_be_copied(
     variables = yaml.safe_load("#" + example)
     wishes["gguf_models"]["models"] = variables["gguf_models"]
     wishes["llama_instances"]["instances"] = variables["llama_instances"]
+    wishes["ollama_gateway"] |= {
+        key: variables[f"ollama_gateway_{key}"] for key in ("listeners", "personas", "limits")
+    }
+    for listener in wishes["ollama_gateway"]["listeners"]:
+        if "api_key" in listener:
+            assert listener["api_key"] == "{{ vault_ollama_key }}"
+            listener["api_key"] = "canary-4b1f0c7e9d52"
     result = make_plan(wishes, gpu_host)
     assert result["findings"] == []
     assert set(variables["llama_instances"]["live"]) == set(INSTANCE_KEYS)
+    routers = variables["llama_instances"]["swap"]
+    assert {"router", "models", "models_max"} <= set(routers) <= set(ROUTER_KEYS)
+    listed = {key for listener in variables["ollama_gateway_listeners"] for key in listener}
+    assert listed == set(LISTENER_KEYS)
+    assert set(variables["ollama_gateway_personas"]["mario"]) == set(PERSONA_KEYS)
 
 
 def test_kloros_inventory_is_the_owners_plan() -> None:

@@ -401,7 +401,12 @@ def test_embeddings_and_reranking_reach_the_memory_model() -> None:
     seen.clear()
     plan_small([gpu(0, 8192)], [wish(rerank=True)], encoder, memory=watching)
     assert {(config.embeddings, config.pooling) for config in seen} == {(True, "rank")}
+    # As many tokens at once as a slot has.
+    assert {(config.batch, config.ubatch) for config in seen} == {(512, 512)}
     assert plan["host"]["prompt_caches_mib"] == 0
+    seen.clear()
+    plan_small([gpu(0, 8192)], [wish()], encoder, memory=watching)
+    assert {(config.batch, config.ubatch) for config in seen} == {(2048, 512)}
 
 
 def test_draft_projector_and_adapter_are_counted() -> None:

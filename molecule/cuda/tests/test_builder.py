@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
-from testbed.host_tests import PROJECT, Play, only_on
+from testbed.host_tests import Play, only_on, scenario_folder
 
 pytestmark = only_on("kloros-builder")
 
@@ -73,9 +74,9 @@ def test_server_starts_where_there_is_no_driver(host: Host) -> None:
     assert "CUDA" not in devices.stdout
 
 
-def test_package_is_on_the_controller(host: Host, built: dict[str, Any]) -> None:
+def test_package_is_on_the_controller(host: Host, built: dict[str, Any], inventory: Path) -> None:
     name = f"llama.cpp-{built['name']}-x86_64.tar.gz"
-    assert (PROJECT / ".testbed/packages" / name).stat().st_size > 100 * 2**20
+    assert (scenario_folder(inventory) / "packages" / name).stat().st_size > 100 * 2**20
 
 
 def test_nothing_more_to_do_though_the_toolkit_is_gone(host: Host, play: Play) -> None:

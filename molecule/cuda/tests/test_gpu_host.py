@@ -18,7 +18,17 @@ from testinfra.host import Host
 
 from testbed import model_zoo
 from testbed.cache import cache_folder
-from testbed.host_tests import PROJECT, Play, Run, connect, get, load, main_pid, only_on
+from testbed.host_tests import (
+    PROJECT,
+    Play,
+    Run,
+    connect,
+    get,
+    load,
+    main_pid,
+    only_on,
+    scenario_folder,
+)
 
 pytestmark = only_on("kloros-gpu")
 
@@ -41,7 +51,7 @@ Serve = Callable[..., Run]
 def package() -> Path:
     """The package that the builder has packed, the newest if there are several."""
     found = sorted(
-        (PROJECT / ".testbed/packages").glob("*.tar.gz"), key=lambda p: p.stat().st_mtime
+        (scenario_folder(INVENTORY) / "packages").glob("*.tar.gz"), key=lambda p: p.stat().st_mtime
     )
     return found[-1]
 

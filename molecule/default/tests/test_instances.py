@@ -90,9 +90,15 @@ def test_exposure(host: Host, instance: str) -> None:
         ("/opt/llama.cpp/current/bin/llama-server", "root", "root", 0o755),
         ("/opt/llama.cpp/current/bin/llama-bench", "root", "root", 0o755),
         ("/opt/llama.cpp/current/bin/llama-fit-params", "root", "root", 0o755),
-        ("/var/lib/kloros-llm/models", "root", "root", 0o755),
-        (MODEL, "root", "root", 0o644),
-        (f"{MODEL}.json", "root", "root", 0o644),
+        ("/var/lib/kloros-llm/models", "kloros", "kloros", 0o755),
+        (MODEL, "kloros", "kloros", 0o644),
+        (f"{MODEL}.json", "kloros", "kloros", 0o644),
+        ("/var/lib/kloros-llm/gateway", "kloros", "kloros", 0o700),
+        ("/etc/kloros-llm/gateway.toml", "root", "kloros", 0o640),
+        ("/etc/kloros-llm/credentials/gateway", "root", "root", 0o700),
+        ("/etc/systemd/system/kloros-llm-gateway.service", "root", "root", 0o644),
+        ("/etc/systemd/system/kloros-llm-gateway-11434.socket", "root", "root", 0o644),
+        ("/opt/kloros-llm/gateway/current/bin/kloros-llm-gateway", "root", "root", 0o755),
         ("/var/lib/kloros-llama-live", "kloros", "kloros", 0o700),
         ("/var/lib/kloros-llama-code", "kloros", "kloros", 0o700),
     ],
@@ -108,6 +114,7 @@ def test_nothing_else_was_written(host: Host) -> None:
         "find /etc/kloros-llm /var/lib/kloros-llm -type f | sort"
     ).splitlines()
     assert found == [
+        "/etc/kloros-llm/gateway.toml",
         "/etc/kloros-llm/instances/code.env",
         "/etc/kloros-llm/instances/live.env",
         "/etc/kloros-llm/plan.json",

@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from testbed.host_tests import PROJECT, Hub, Play, Run, host_name, load, only_on
+from testbed.host_tests import (
+    PROJECT,
+    Hub,
+    Play,
+    Run,
+    host_name,
+    load,
+    only_on,
+    scenario_folder,
+)
 
 pytestmark = only_on("kloros-trixie")
 
@@ -77,7 +86,7 @@ def test_a_killed_download_is_resumed_and_progress_is_shown(
     host: Host, fetch: Any, hub: Hub, more: Any, tmp_path: Path
 ) -> None:
     hub.fault(bytes_per_s=500_000)  # of each connection
-    variables = PROJECT / ".testbed" / f"killed-{host_name(host)}.json"
+    variables = scenario_folder(INVENTORY) / f"killed-{host_name(host)}.json"
     settings = {
         "gguf_models": more,
         "llama_instances": {},

@@ -11,7 +11,7 @@ import pytest
 from testinfra.host import Host
 
 from testbed.cache import cache_folder
-from testbed.host_tests import Play, load, only_on
+from testbed.host_tests import Play, hub_url, only_on
 
 pytestmark = only_on("kloros-trixie")
 
@@ -111,14 +111,14 @@ def test_a_token_is_seen_nowhere(host: Host, play: Play) -> None:
 
     pulled = host.run(
         "sh -c %s",
-        f"HF_TOKEN={hidden(TOKEN)} HF_ENDPOINT={hub_address()} modelctl --json "
+        f"HF_TOKEN={hidden(TOKEN)} HF_ENDPOINT={hub_url(INVENTORY)} modelctl --json "
         f"--models-dir {FOLDER} pull {SOURCE} --name again --file again.gguf",
     )
     assert pulled.rc == 0, pulled.stderr
     assert TOKEN not in pulled.stdout + pulled.stderr
     shown = host.run(
         "sh -c %s",
-        f"HF_TOKEN={hidden(WRONG)} HF_ENDPOINT={hub_address()} modelctl "
+        f"HF_TOKEN={hidden(WRONG)} HF_ENDPOINT={hub_url(INVENTORY)} modelctl "
         f"--models-dir {FOLDER} show {SOURCE}",
     )
     assert shown.rc != 0
@@ -131,9 +131,3 @@ def test_a_token_is_seen_nowhere(host: Host, play: Play) -> None:
     assert places(host, "the-canary-that-is-meant-to-be-found")
     for secret in (TOKEN, WRONG):
         assert places(host, secret) == []
-
-
-def hub_address() -> str:
-    """The stand-in Hub, as the hosts reach it."""
-    url: str = load(INVENTORY.parents[2] / ".testbed/hub.url")
-    return url

@@ -21,6 +21,7 @@ class Instance:
     """One llama-server of the plan. `model_files` are all files that it loads.
 
     `key_file` is where its API key lies, readable by root alone; None where it asks for none.
+    `modes` are those of the programs that use it. A router has no `model` of its own but `models`.
     """
 
     name: str
@@ -35,6 +36,10 @@ class Instance:
     gpus: tuple[str, ...]
     environment: Mapping[str, str]
     key_file: Path | None
+    modes: tuple[str, ...]
+    embeddings: bool
+    rerank: bool
+    models: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -142,4 +147,8 @@ def _instance(data: Mapping[str, Any], config_dir: Path) -> Instance:
         gpus=tuple(str(gpu["uuid"]) for gpu in data["gpus"]),
         environment={key: str(value) for key, value in data["environment"].items()},
         key_file=config_dir / "credentials" / f"{name}.key" if data["api_key"] else None,
+        modes=tuple(data.get("modes", ())),
+        embeddings=bool(data.get("embeddings")),
+        rerank=bool(data.get("rerank")),
+        models=tuple(data.get("models", ())),
     )

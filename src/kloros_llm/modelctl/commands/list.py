@@ -15,7 +15,7 @@ from ..output import emit, say, size_text, table, tell
 
 def run(arguments: Namespace) -> int:
     host = Host(arguments)
-    models = [_facts(host, model) for model in host.catalogue.models()]
+    models = [facts(host, model) for model in host.catalogue.models()]
     unrecorded = [str(path) for path in host.catalogue.unrecorded()]
     if arguments.json:
         emit({"models_dir": str(host.models_dir), "models": models, "unrecorded": unrecorded})
@@ -41,7 +41,8 @@ def run(arguments: Namespace) -> int:
     return Exit.OK
 
 
-def _facts(host: Host, model: Model) -> dict[str, Any]:
+def facts(host: Host, model: Model) -> dict[str, Any]:
+    """A model as `modelctl list --json` tells of it."""
     active = model.in_force
     paths = active.paths if active else [model.path]
     users = host.users_but_processes.of(paths)

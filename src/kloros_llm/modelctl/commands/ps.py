@@ -39,7 +39,7 @@ def instance_table(states: Sequence[InstanceState]) -> list[str]:
         rows.append(
             [
                 data["name"],
-                data["model"],
+                data["model"] or " ".join(data["models"]),
                 data["state"],
                 data["pid"],
                 f"{busy}/{data['slots']}",

@@ -46,10 +46,10 @@ def run(arguments: Namespace) -> int:
     attributes = Attributes.of_models(host.models_dir, host.catalogue)
     settings = fetch_settings(host, arguments, attributes.are_those_of)
     requests = [
-        replace(_request(host, source, arguments), settings=settings)
+        replace(request_for(host, source, arguments), settings=settings)
         for source in arguments.sources
     ]
-    _refuse_foreign_files(requests, arguments)
+    refuse_foreign_files(requests, arguments)
     with TerminalProgress() as progress:
         results = _fetch(requests, arguments, progress)
     host.catalogue.refresh()
@@ -90,7 +90,7 @@ def _fetch(
         return [error]
 
 
-def _request(host: Host, text: str, arguments: Namespace) -> FetchRequest:
+def request_for(host: Host, text: str, arguments: Namespace) -> FetchRequest:
     """What to get where, without the settings. Raises ModelctlError, SourceError."""
     if not is_source(text):
         return _known_request(host, text, arguments)
@@ -167,7 +167,7 @@ def _checked_sha256(text: str) -> str:
     return digest
 
 
-def _refuse_foreign_files(requests: Sequence[FetchRequest], arguments: Namespace) -> None:
+def refuse_foreign_files(requests: Sequence[FetchRequest], arguments: Namespace) -> None:
     """A pull never replaces a model of another source that happens to have the same file name.
 
     It does where it is told the name of the very model.

@@ -217,6 +217,21 @@ def folders_in_use(parent: str) -> list[str]:
     return sorted(found)
 
 
+def children_of(processes: Iterable[int]) -> list[int]:
+    """The processes that these have started and that still run."""
+    parents = set(processes)
+    found = []
+    for path in Path("/proc").glob("[1-9]*/stat"):
+        try:
+            # PID (COMMAND) STATE PARENT …, and the command may hold anything.
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if int(fields[1]) in parents:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
 def _unit_of(process: int) -> str | None:
     try:
         text = Path(f"/proc/{process}/cgroup").read_text(encoding="utf-8")

@@ -96,6 +96,7 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
     variables |= _gpu_variables(instance) if gpus else {"LLAMA_ARG_DEVICE": "none"}
     # The plan has made it fit: loading something smaller instead would hide an error.
     variables["LLAMA_ARG_FIT"] = "off"
+    variables |= _context_variables(instance)
     if instance["threads"] is not None:
         variables["LLAMA_ARG_THREADS"] = str(instance["threads"])
     if instance["mmproj_path"] is not None:
@@ -115,13 +116,28 @@ def instance_environment(instance: PlannedInstance) -> dict[str, str]:
     ):
         if wished:
             variables[variable] = "1"
-    arguments = [*_lora_arguments(instance["lora"]), *_extra_arguments(instance["extra"])]
+    arguments = [*lora_arguments(instance["lora"]), *_extra_arguments(instance["extra"])]
     if arguments:
         variables[EXTRA_ARGS] = join_args(arguments)
     for variable, value in variables.items():
         if not value:
             raise ValueError(f"{variable} of instance {instance['name']} would be empty")
     return variables
+
+
+def _context_variables(instance: PlannedInstance) -> dict[str, str]:
+    """What goes on where a slot's context is full, unless `extra` says otherwise."""
+    extra = instance["extra"]
+    if instance["embeddings"] or instance["rerank"]:
+        # A text is computed at once: one that is longer than a micro-batch is refused.
+        size = str(instance["context_tokens"])
+        wished = {"LLAMA_ARG_BATCH": "batch-size", "LLAMA_ARG_UBATCH": "ubatch-size"}
+        return {variable: size for variable, option in wished.items() if option not in extra}
+    if {"context-shift", "no-context-shift"} & extra.keys():
+        return {}
+    # As Ollama runs it: the answer goes on, and its beginning is forgotten. The server turns it
+    # off by itself for what cannot be shifted, such as sliding windows and images.
+    return {"LLAMA_ARG_CONTEXT_SHIFT": "1"}
 
 
 def _gpu_variables(instance: PlannedInstance) -> dict[str, str]:
@@ -148,7 +164,7 @@ def _gpu_variables(instance: PlannedInstance) -> dict[str, str]:
     return variables
 
 
-def _lora_arguments(adapters: Sequence[LoraAdapter]) -> list[str]:
+def lora_arguments(adapters: Sequence[LoraAdapter]) -> list[str]:
     """One flag for all adapters, so that their order (their id in the server) is the wish's."""
     if not adapters:
         return []

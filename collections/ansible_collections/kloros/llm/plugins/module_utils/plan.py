@@ -13,12 +13,14 @@ from . import release
 from .cuda_code import uncovered
 from .cuda_plan import plan_cuda
 from .findings import Finding, error, warning
-from .plan_instances import Settled, settle_instances
-from .systemd import UNIT_DIR, UNIT_PREFIX
+from .gateway_plan import plan_gateway
+from .plan_instances import Settled
+from .plan_routers import preset_path, settle_all
+from .router_wishes import check_routers, split_routers
+from .systemd import CONFIG_DIR, UNIT_DIR, UNIT_PREFIX
 from .wishes import SETTING_KEYS, check_instances, check_models, check_settings
 
 SCHEMA: Final = 1
-CONFIG_DIR: Final = "/etc/kloros-llm"
 
 
 # Known to work: Debian 12 and 13 and Ubuntu 24.04 have the systemd, CMake and compiler needed.
@@ -48,6 +50,7 @@ def instance_files(unit: str) -> list[str]:
     name = service.removeprefix(UNIT_PREFIX)
     return [
         f"{CONFIG_DIR}/instances/{name}.env",
+        preset_path(name),
         f"{CONFIG_DIR}/credentials/{name}.key",
         f"/var/lib/{service}",
         f"{UNIT_DIR}/{unit}",
@@ -65,23 +68,26 @@ def packages(llama_cpp: Mapping[str, Any]) -> list[str]:
 def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
     """Measure the wishes against the host.
 
-    `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models` and
-    `llama_instances` (each a mapping of that role's settings); `host` is what module `host_info`
-    returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers` (`gguf_info`'s results
-    for `models_to_read`) and `dry_runs` (what servers said before, see `plan_memory`). Returns
-    `plan` (plain data, without secrets) and `findings`; a plan with errors among its findings must
-    not be carried out.
+    `wishes` has `user` (a name), `any_system` (bool), and `llama_cpp`, `gguf_models`,
+    `llama_instances` and `ollama_gateway` (each a mapping of that role's settings); `host` is what
+    module `host_info` returned, with `gpus` from `gpu_info`, `cuda` from `cuda_info`, `headers`
+    (`gguf_info`'s results for `models_to_read`) and `dry_runs` (what servers said before, see
+    `plan_memory`). Returns `plan` (plain data, without secrets) and `findings`; a plan with errors
+    among its findings must not be carried out.
     """
     models_wish, instances_wish = wishes["gguf_models"], wishes["llama_instances"]
     models, model_findings = check_models(models_wish["models"])
     raw_models = models_wish["models"]
     names = list(raw_models) if isinstance(raw_models, Mapping) else []
-    instances, instance_findings = check_instances(instances_wish["instances"], names)
+    dedicated, raw_routers = split_routers(instances_wish["instances"])
+    instances, instance_findings = check_instances(dedicated, names)
+    routers, router_findings = check_routers(raw_routers, names, instances)
     settings_findings = check_settings(_settings(wishes))
     headers = {result["item"]["file"]: result for result in host["headers"]}
     settled = Settled({}, [], [], {}, [])
+    routed: list[dict[str, Any]] = []
     if not settings_findings:
-        settled = settle_instances(wishes, host, instances, models, headers)
+        settled, routed = settle_all(wishes, host, instances | routers, models, headers)
     planned = settled.instances
     on_gpus = [name for name, candidate in settled.chosen.items() if candidate.wish["gpus"]]
     llama_cpp, llama_cpp_findings = _llama_cpp(
@@ -90,11 +96,15 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
     if llama_cpp["cuda"]:
         driver = host["gpus"]["driver"]
         llama_cpp_findings += _code_findings(planned, llama_cpp["cuda"], driver)
+    gateway, gateway_changes, gateway_findings = plan_gateway(
+        wishes, host, models, planned, settled.memory
+    )
     findings = [
         *settings_findings,
         *model_findings,
         *_header_findings(models, headers),
         *instance_findings,
+        *router_findings,
         *settled.findings,
         *llama_cpp_findings,
         *_machine_findings(host["machine"], wishes["any_system"]),
@@ -102,6 +112,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         *_unit_findings(planned, host["foreign_units"]),
         *_port_findings(planned, host["listeners"]),
         *_disk_findings(llama_cpp, host["disks"]),
+        *gateway_findings,
     ]
     retired = sorted(set(host["units"]) - {instance["unit"] for instance in planned})
     plan = {
@@ -117,11 +128,18 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
         ],
         "models_hf_endpoint": models_wish["hf_endpoint"],
         "instances": planned,
+        # The models of router instances, as if each had an instance of its own.
+        "routed": routed,
         "memory": settled.memory,
+        "gateway": gateway,
         # What this run alone has to do; the plan on the host leaves it out.
         "changes": {
             "account": host["users"][wishes["user"]] is None,
-            "packages": host["packages_missing"],
+            "packages": [
+                package
+                for package in host["packages_missing"]
+                if package not in gateway_changes["gateway_packages"]
+            ],
             "units_to_retire": retired,
             "files_to_remove": [path for unit in retired for path in instance_files(unit)],
             "units_to_move": sorted(
@@ -130,6 +148,7 @@ def make_plan(wishes: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, A
                     *_units_off_gpus(planned, settled.memory, host["before"]),
                 }
             ),
+            **gateway_changes,
         },
     }
     return {"plan": plan, "findings": findings}
@@ -508,5 +527,11 @@ def _units_off_gpus(
 
 def _gpu_mib(memory: Mapping[str, Any], name: str) -> dict[str, int]:
     """What an instance takes of each GPU by UUID, as a plan says."""
-    devices = memory.get("instances", {}).get(name, {}).get("devices", ())
-    return {row["uuid"]: row["total_mib"] for row in devices if row["uuid"] is not None}
+    taken: dict[str, int] = {}
+    for whose, instance in memory.get("instances", {}).items():
+        # A router's models are called ROUTER/MODEL.
+        if whose.partition("/")[0] == name:
+            for row in instance["devices"]:
+                if row["uuid"] is not None:
+                    taken[row["uuid"]] = taken.get(row["uuid"], 0) + row["total_mib"]
+    return taken

@@ -296,6 +296,8 @@ def _instance(
             or wish["rerank"]
         ),
         "modes": list(wish["modes"]),
+        "fallback": wish["fallback"],
+        "router": None,
         "model_files": [
             f"{folder}/{file['file']}" for one in loaded for file in models[one]["files"]
         ],

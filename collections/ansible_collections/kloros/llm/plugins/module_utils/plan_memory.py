@@ -148,7 +148,7 @@ def plan_memory(
             "memory_mib": host["machine"]["memory_mib"],
             "reserve_mib": wishes["memory_reserve_mib"],
         },
-        own_pids=list(host["unit_processes"].values()),
+        own_pids=[*host["unit_processes"].values(), *host["unit_children"]],
         own_mib=_planned_before(host),
         reserves=wishes["gpu_reserve_mib"],
         default_reserve_mib=wishes["gpu_reserve_default_mib"],
@@ -170,7 +170,8 @@ def _planned_before(host: Mapping[str, Any]) -> dict[str, int] | None:
         return None
     taken: dict[str, int] = {}
     for name, instance in host["before"]["memory"].get("instances", {}).items():
-        if f"{UNIT_PREFIX}{name}.service" in host["unit_processes"]:
+        # A router's models are called ROUTER/MODEL.
+        if f"{UNIT_PREFIX}{name.partition('/')[0]}.service" in host["unit_processes"]:
             for row in instance["devices"]:
                 if row["uuid"] is not None:
                     taken[row["uuid"]] = taken.get(row["uuid"], 0) + row["total_mib"]

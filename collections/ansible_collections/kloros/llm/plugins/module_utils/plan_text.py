@@ -70,7 +70,7 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         instances = [
             [
                 instance["name"],
-                instance["model"],
+                instance["model"] or ", ".join(instance["models"]),
                 _place(instance["gpus"]),
                 f"{instance['host']}:{instance['port']}",
                 str(instance["slots"]),
@@ -81,7 +81,13 @@ def table(plan: Mapping[str, Any]) -> list[str]:
         ]
         heading = ["instance", "model", "on", "address", "slots", "context a slot", "KV cache"]
         lines += ["", *columns([heading, *instances])]
-    retired = plan.get("changes", {}).get("units_to_retire", [])
+    if plan["gateway"]["listeners"]:
+        lines += ["", *gateway(plan)]
+    changes = plan.get("changes", {})
+    retired = [
+        *changes.get("units_to_retire", []),
+        *changes.get("gateway_units_to_retire", []),
+    ]
     if retired:
         lines += ["", f"to be removed: {', '.join(retired)}"]
     return lines
@@ -94,6 +100,15 @@ def endpoints(plan: Mapping[str, Any]) -> list[str]:
         for instance in plan["instances"]
     ]
     return columns([["instance", "OpenAI API", "unit"], *rows]) if rows else ["no instances"]
+
+
+def gateway(plan: Mapping[str, Any]) -> list[str]:
+    """Where the gateway is Ollama, and to which names it answers."""
+    rows = [
+        [listener["place"], ", ".join(listener["names"]) or "(none)"]
+        for listener in plan["gateway"]["listeners"]
+    ]
+    return columns([["Ollama's API", "models"], *rows]) if rows else ["no listeners"]
 
 
 def engine_lines(memory: Mapping[str, Any]) -> list[str]:

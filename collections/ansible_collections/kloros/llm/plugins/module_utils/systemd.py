@@ -9,9 +9,16 @@ from typing import Any, Final, TypedDict
 from .host_facts import run
 
 UNIT_DIR: Final = "/etc/systemd/system"
+CONFIG_DIR: Final = "/etc/kloros-llm"
+GATEWAY_STATE_DIR: Final = "/var/lib/kloros-llm/gateway"
+PULLED_MODELS_DIR: Final = f"{GATEWAY_STATE_DIR}/pulled"
+"""Where the gateway has links to what clients pulled, and routers for all models look for it."""
 UNIT_PREFIX: Final = "kloros-llama-"
 MARK: Final = "(kloros-llm, role llama_instances)"
 """Stands in the first line of every unit that the role writes."""
+GATEWAY_UNIT_PREFIX: Final = "kloros-llm-gateway"
+GATEWAY_SERVICE: Final = f"{GATEWAY_UNIT_PREFIX}.service"
+_GATEWAY_MARK: Final = "(kloros-llm, role ollama_gateway)"
 
 _PROPERTIES: Final = (
     "LoadState",
@@ -40,14 +47,26 @@ class UnitState(TypedDict):
 
 def instance_units() -> tuple[list[str], list[str]]:
     """The units with this project's prefix: (those that it wrote, others)."""
+    return _units(f"{UNIT_PREFIX}*.service", MARK)
+
+
+def gateway_units() -> list[str]:
+    """The units of the gateway that its role has written: a service, and sockets."""
+    return [
+        *_units(GATEWAY_SERVICE, _GATEWAY_MARK)[0],
+        *_units(f"{GATEWAY_UNIT_PREFIX}-*.socket", _GATEWAY_MARK)[0],
+    ]
+
+
+def _units(pattern: str, mark: str) -> tuple[list[str], list[str]]:
     own: list[str] = []
     foreign: list[str] = []
-    for path in sorted(Path(UNIT_DIR).glob(f"{UNIT_PREFIX}*.service")):
+    for path in sorted(Path(UNIT_DIR).glob(pattern)):
         try:
             first = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
         except OSError:
             first = ""
-        (own if MARK in first else foreign).append(path.name)
+        (own if mark in first else foreign).append(path.name)
     return own, foreign
 
 

@@ -321,6 +321,8 @@ class Instance:
     def config(self, setting: Setting) -> RunConfig:
         """The configuration as the memory model takes it."""
         embeddings = bool(self.wish.get("embeddings") or self.wish.get("rerank"))
+        # As `instance_environment` tells the server.
+        batch, ubatch = (setting.context_tokens,) * 2 if embeddings else (2048, 512)
         return RunConfig(
             context_tokens=setting.context_tokens,
             slots=self.slots,
@@ -333,8 +335,8 @@ class Instance:
             main_gpu=self.main_gpu,
             cpu_moe_layers=setting.cpu_moe_layers,
             flash_attention=self.flash_attention,
-            batch=int(self.wish.get("batch") or 2048),
-            ubatch=int(self.wish.get("ubatch") or 512),
+            batch=int(self.wish.get("batch") or batch),
+            ubatch=int(self.wish.get("ubatch") or ubatch),
             embeddings=embeddings,
             pooling="rank" if self.wish.get("rerank") else "unset",
             draft_tokens=DRAFT_TOKENS if self.draft else 0,

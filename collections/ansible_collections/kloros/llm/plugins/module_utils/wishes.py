@@ -159,6 +159,7 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
         ["f16"],
     ),
     "modes": Key("a list of the modes that the instance serves", _is_list_of(_is_text), []),
+    "fallback": Key("the name of the instance that serves while this one is down", _is_text),
     "offload": Key(
         "full (the whole model on the GPUs, or not at all) or auto (as much as fits)",
         lambda v: v in ("full", "auto"),
@@ -215,7 +216,15 @@ INSTANCE_KEYS: Final[Mapping[str, Key]] = {
 }
 
 # An alternative is the same instance for its clients.
-_FIXED_IN_ALTERNATIVES: Final = ("alternatives", "api_key", "host", "port", "modes", "metrics")
+_FIXED_IN_ALTERNATIVES: Final = (
+    "alternatives",
+    "api_key",
+    "host",
+    "port",
+    "modes",
+    "metrics",
+    "fallback",
+)
 
 # How the model lies on the wish's own GPUs says nothing of others.
 _OF_THE_GPUS: Final = ("gpu_layers", "cpu_moe_layers", "split_mode", "main_gpu", "tensor_split")
@@ -296,7 +305,10 @@ def check_settings(settings: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _key_findings(path: str, wish: Mapping[str, Any], keys: Mapping[str, Key]) -> list[Finding]:
+def key_findings(
+    path: str, wish: Mapping[str, Any], keys: Mapping[str, Key], *, separator: str = "."
+) -> list[Finding]:
+    """Check a wish by its table; `path` is its own place in the inventory."""
     found: list[Finding] = []
     for name, value in wish.items():
         key = keys.get(name)
@@ -304,7 +316,7 @@ def _key_findings(path: str, wish: Mapping[str, Any], keys: Mapping[str, Key]) -
             near = difflib.get_close_matches(str(name), keys, n=1)
             found.append(
                 error(
-                    f"{path}.{name}",
+                    f"{path}{separator}{name}",
                     "there is no such key",
                     f"one of: {', '.join(keys)}",
                     f"write {near[0]!r} if that was meant" if near else "remove or rename it",
@@ -312,22 +324,23 @@ def _key_findings(path: str, wish: Mapping[str, Any], keys: Mapping[str, Key]) -
             )
         elif value is not None and not key.test(value):
             shown = "a value of another form" if name == "api_key" else _shown(value)
-            found.append(error(f"{path}.{name}", shown, key.accepts, "correct the value"))
+            found.append(error(f"{path}{separator}{name}", shown, key.accepts, "correct the value"))
     found.extend(
-        error(f"{path}.{name}", "the key is missing", key.accepts, "add it")
+        error(f"{path}{separator}{name}", "the key is missing", key.accepts, "add it")
         for name, key in keys.items()
         if key.required and wish.get(name) is None
     )
     return found
 
 
-def _with_defaults(wish: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+def with_defaults(wish: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The wish with a value for every key."""
     return {
         name: key.default if wish.get(name) is None else wish[name] for name, key in keys.items()
     }
 
 
-def _repeated(pairs: Iterable[tuple[Any, str]], what: str, cure: str) -> list[Finding]:
+def repeated(pairs: Iterable[tuple[Any, str]], what: str, cure: str) -> list[Finding]:
     """A finding for every value that a later place takes again; pairs are (value, place)."""
     first: dict[Any, str] = {}
     found = []
@@ -361,14 +374,14 @@ def check_models(raw: Any) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
         if not isinstance(wish, Mapping):
             found.append(error(path, _shown(wish), "a mapping with a source", "write {source: …}"))
             continue
-        own = _key_findings(path, wish, MODEL_KEYS)
-        model = _with_defaults(wish, MODEL_KEYS)
+        own = key_findings(path, wish, MODEL_KEYS)
+        model = with_defaults(wish, MODEL_KEYS)
         if not own:
             own += _settle_files(path, model)
         found.extend(own)
         if not own:
             models[name] = model
-    found += _repeated(
+    found += repeated(
         [
             (file["file"], f"gguf_models.{name}.{_KEY_OF_ROLE[file['role']]}")
             for name, model in models.items()
@@ -383,7 +396,7 @@ def check_models(raw: Any) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
         for name, model in models.items()
         for alias in model["aliases"]
     ]
-    found += _repeated(names + aliases, "a name", "drop the name in one of the two places")
+    found += repeated(names + aliases, "a name", "drop the name in one of the two places")
     return models, found
 
 
@@ -441,6 +454,14 @@ def model_names(wish: Mapping[str, Any]) -> list[tuple[str, str]]:
     return asked
 
 
+def instance_name_findings(path: str, name: Any) -> list[Finding]:
+    """Whether an instance can be called that; `path` is its place in the inventory."""
+    if _matches(_INSTANCE_NAME)(name):
+        return []
+    form = "lower-case letters, digits, _ and - (at most 41): it names a systemd unit"
+    return [error(path, f"the name {name!r}", form, "rename the instance")]
+
+
 def check_instances(
     raw: Any, model_names: Iterable[str]
 ) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
@@ -457,16 +478,15 @@ def check_instances(
     found: list[Finding] = []
     for name, wish in raw.items():
         path = f"llama_instances.{name}"
-        if not _matches(_INSTANCE_NAME)(name):
-            form = "lower-case letters, digits, _ and - (at most 41): it names a systemd unit"
-            found.append(error(path, f"the name {name!r}", form, "rename the instance"))
+        if unfit := instance_name_findings(path, name):
+            found += unfit
             continue
         if not isinstance(wish, Mapping):
             form = "a mapping with model and port"
             found.append(error(path, _shown(wish), form, "write {model: …, port: …}"))
             continue
-        own = _key_findings(path, wish, INSTANCE_KEYS)
-        instance = _with_defaults(wish, INSTANCE_KEYS)
+        own = key_findings(path, wish, INSTANCE_KEYS)
+        instance = with_defaults(wish, INSTANCE_KEYS)
         if not own:
             own += _instance_findings(path, instance, known)
             for number, changes in enumerate(instance["alternatives"]):
@@ -476,7 +496,7 @@ def check_instances(
         found.extend(own)
         if not own:
             instances[name] = instance
-    found += _repeated(
+    found += repeated(
         [(wish["port"], f"llama_instances.{name}.port") for name, wish in instances.items()],
         "a port",
         "give one of the two another port",
@@ -514,23 +534,26 @@ def _alternative_findings(
         for name, key in INSTANCE_KEYS.items()
         if name not in _FIXED_IN_ALTERNATIVES
     }
-    found = _key_findings(path, changes, keys)
+    found = key_findings(path, changes, keys)
     return found or _instance_findings(path, with_alternative(instance, changes), known)
+
+
+def no_model(path: str, model: str, known: Sequence[str]) -> Finding:
+    """The finding that `gguf_models`, whose usable names are `known`, has no such model."""
+    near = difflib.get_close_matches(model, known, n=1)
+    return error(
+        path,
+        f"there is no model {model!r}",
+        f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
+        f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
+    )
 
 
 def _instance_findings(path: str, wish: Mapping[str, Any], known: list[str]) -> list[Finding]:
     found: list[Finding] = []
     for key, model in model_names(wish):
         if model not in known:
-            near = difflib.get_close_matches(model, known, n=1)
-            found.append(
-                error(
-                    f"{path}.{key}",
-                    f"there is no model {model!r}",
-                    f"one of gguf_models: {', '.join(known) or '(none is usable)'}",
-                    f"write {near[0]!r} if that was meant" if near else "add it to gguf_models",
-                )
-            )
+            found.append(no_model(f"{path}.{key}", model, known))
     if wish["tensor_split"] and len(wish["tensor_split"]) != len(wish["gpus"]):
         shown = f"{len(wish['tensor_split'])} shares for {len(wish['gpus'])} GPUs"
         cure = "give one share a GPU, or leave it to their free memory"

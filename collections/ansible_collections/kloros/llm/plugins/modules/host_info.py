@@ -114,12 +114,24 @@ unit_processes:
   returned: always
   type: dict
   sample: {kloros-llama-live.service: 4711}
+unit_children:
+  description: The processes that those of RV(unit_processes) have started and that still run.
+  returned: always
+  type: list
+  elements: int
+  sample: [4712]
 foreign_units:
   description: Names of units that are named as this project's are, and were written by others.
   returned: always
   type: list
   elements: str
   sample: []
+gateway_units:
+  description: Names of the units that this project has written for its gateway.
+  returned: always
+  type: list
+  elements: str
+  sample: [kloros-llm-gateway.service, kloros-llm-gateway-11434.socket]
 releases_in_use:
   description: Names of the folders in O(releases_dir) that running processes execute from.
   returned: when O(releases_dir) is given
@@ -131,6 +143,7 @@ releases_in_use:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kloros.llm.plugins.module_utils import host_facts
 from ansible_collections.kloros.llm.plugins.module_utils.systemd import (
+    gateway_units,
     instance_units,
     unit_state,
 )
@@ -161,7 +174,9 @@ def main() -> None:
         listeners=host_facts.listeners(),
         units=units,
         unit_processes={unit: pid for unit, pid in processes.items() if pid},
+        unit_children=host_facts.children_of(pid for pid in processes.values() if pid),
         foreign_units=foreign_units,
+        gateway_units=gateway_units(),
         **in_use,
     )
 

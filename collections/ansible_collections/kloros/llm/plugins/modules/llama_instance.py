@@ -42,6 +42,12 @@ options:
         context that the model was trained with.
     type: int
     required: true
+  router:
+    description:
+      - Whether the server is a router, which loads a model when it is asked for. It is proven to be
+        one, and O(slots), O(context_tokens) and O(gpus) say nothing of it.
+    type: bool
+    default: false
   api_key:
     description: Key that the server asks for, if it does.
     type: str
@@ -116,12 +122,12 @@ main_pid_before:
   sample: 0
 slots:
   description: Slots that the server says it has.
-  returned: when it runs
+  returned: when it runs and is no router
   type: int
   sample: 2
 context_tokens:
   description: Tokens a slot that the server says it has.
-  returned: when it runs
+  returned: when it runs and is no router
   type: int
   sample: 8192
 layers:
@@ -243,6 +249,10 @@ def prove(module: AnsibleModule, main_pid: int) -> dict[str, int]:
         props = get_json(f"{url}/props", params["api_key"])
         if health.get("status") != "ok":
             raise ValueError(f"/health says {health}")
+        if params["router"]:
+            if props.get("role") != "router":
+                raise ValueError("it is no router: it has a model of its own")
+            return {}
         slots = int(props["total_slots"])
         context_tokens = int(props["default_generation_settings"]["n_ctx"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -345,6 +355,7 @@ def main() -> None:
             "config_digest": {"type": "str", "required": True},
             "slots": {"type": "int", "required": True},
             "context_tokens": {"type": "int", "required": True},
+            "router": {"type": "bool", "default": False},
             "api_key": {"type": "str", "no_log": True},
             "gpus": {"type": "list", "elements": "dict", "default": []},
             "gpu_layers": {"type": "str", "default": "all"},
@@ -382,7 +393,7 @@ def main() -> None:
         state = unit_state(unit)
     result["main_pid"] = state["main_pid"]
     result.update(prove(module, state["main_pid"]))
-    if module.params["gpus"] and not module.check_mode:
+    if module.params["gpus"] and not (module.params["router"] or module.check_mode):
         result.update(prove_gpus(module, state))
     module.exit_json(**result)
 

@@ -1,0 +1,1 @@
+"""Sockets, HTTP, access, limits, metrics and logs: what a request passes before it is read."""

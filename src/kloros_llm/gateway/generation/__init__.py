@@ -1,0 +1,1 @@
+"""From a conversation to pieces of an answer: prompts, truncation, thinking, tool calls."""

@@ -1,0 +1,1 @@
+"""Names and what they mean: models, personas, what clients create, pull and delete."""

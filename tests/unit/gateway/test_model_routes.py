@@ -1,0 +1,504 @@
+"""tags, show, copy, delete and create, against exchanges recorded of Ollama 0.33."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kloros_llm.gateway.config import Instance, Listener, Model, PersonaSettings
+from kloros_llm.gateway.engines.backends import LoadClock
+from tests.stand_in_engine import StandInEngine
+from tests.unit.gateway.models_lab import (
+    LICENSE,
+    MODIFIED_NS,
+    SHA256,
+    SIZE_BYTES,
+    SYSTEM,
+    TEMPLATE,
+    Client,
+    Gateway,
+    House,
+    install,
+    smollm2,
+)
+
+DETAILS = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "llama",
+    "families": ["llama"],
+    "parameter_size": "134.52M",
+    "quantization_level": "Q4_1",
+}
+DERIVED = {
+    "model": "derived",
+    "from": "smollm2:135m",
+    "system": "Be terse.",
+    "parameters": {"temperature": 0.5, "stop": ["\n\n"]},
+    "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}],
+}
+# The digests of the manifests that Ollama wrote.
+DIGESTS = {
+    "smollm2:135m": "346b0aab0ac6051b1eecc96ff18b6507aae2674bd93ab419a222bd1443dfbaa6",
+    "derived:latest": "9ff8be7d01c04a3be432a4aa7f04be897267fb7215a7af8a8f337c5792de42ea",
+    "derived2:latest": "f2e5d4caeec5e0e9ca0db074a23f54b6384e0a3aae6dbc104366e861c652bd23",
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House.at(tmp_path)
+
+
+def test_tags_are_the_recorded_ones_byte_for_byte(house: House) -> None:
+    model = house.config.models["smollm2:135m"]
+    house.change(models={"smollm2:135m": Model(model.name, model.path, instances=("live",))})
+    os.utime(model.path, ns=(MODIFIED_NS, MODIFIED_NS))
+
+    async def use(client: Client) -> None:
+        answer = await client.get("/api/tags")
+        assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+        # Exchange 04; microseconds are kept of the time.
+        assert answer.body == (
+            b'{"models":[{"name":"smollm2:135m","model":"smollm2:135m",'
+            b'"modified_at":"2026-11-22T12:37:35.980293Z","size":98363007,'
+            b'"digest":"346b0aab0ac6051b1eecc96ff18b6507aae2674bd93ab419a222bd1443dfbaa6",'
+            b'"details":{"parent_model":"","format":"gguf","family":"llama","families":["llama"],'
+            b'"parameter_size":"134.52M","quantization_level":"Q4_1","context_length":8192,'
+            b'"embedding_length":576},"capabilities":["completion"]}]}'
+        )
+        head = await client.ask("HEAD", "/api/tags")
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["Content-Length"] == str(len(answer.body))
+
+    house.run(use)
+
+
+def test_small_routes_answer_as_recorded(house: House) -> None:
+    async def use(client: Client) -> None:
+        root = await client.get("/")
+        assert (root.status, root.body) == (200, b"Ollama is running")
+        assert root.headers["Content-Type"] == "text/plain; charset=utf-8"
+        head = await client.ask("HEAD", "/")
+        assert (head.status, head.headers["Content-Length"]) == (200, "17")
+        assert (await client.get("/api/version")).body == b'{"version":"0.33.0"}'
+        status = await client.get("/api/status")
+        assert status.body == b'{"cloud":{"disabled":true,"source":"env"}}'
+        assert (await client.get("/api/ps")).body == b'{"models":[]}'
+        for method, path in (
+            ("POST", "/api/me"),
+            ("POST", "/api/signout"),
+            ("DELETE", "/api/user/keys/abc"),
+        ):
+            answer = await client.ask(method, path)
+            assert (answer.status, answer.body) == (503, b'{"error":"account unavailable"}')
+        searched = await client.post("/api/experimental/web_search", {"query": "x"})
+        assert searched.status == 403
+        assert searched.error == "ollama cloud is disabled: web search is unavailable"
+
+    house.run(use)
+
+
+def test_show_is_the_recorded_one(house: House) -> None:
+    async def use(client: Client) -> dict[str, Any]:
+        answer = await client.post("/api/show", {"model": "smollm2:135m"})
+        assert answer.status == 200
+        # Exchange 07: small numbers as Go writes float32, `<` escaped.
+        assert b'"llama.attention.layer_norm_rms_epsilon":0.00001,' in answer.body
+        assert b'"llama.rope.freq_base":100000,' in answer.body
+        assert b"\\u003c|im_start|\\u003e" in answer.body
+        found: dict[str, Any] = answer.json
+        return found
+
+    shown = house.run(use)
+    path = house.config.models["smollm2:135m"].path
+    assert list(shown) == [
+        "license",
+        "modelfile",
+        "parameters",
+        "template",
+        "system",
+        "details",
+        "model_info",
+        "tensors",
+        "capabilities",
+        "modified_at",
+    ]
+    assert shown["modelfile"] == (
+        '# Modelfile generated by "ollama show"\n'
+        "# To build a new Modelfile based on this, replace FROM with:\n"
+        f"# FROM smollm2:135m\n\nFROM {path}\n"
+        f'TEMPLATE """{TEMPLATE}"""\nSYSTEM {SYSTEM}\n'
+        "PARAMETER num_ctx 2048\nPARAMETER stop <|im_start|>\nPARAMETER stop <|im_end|>\n"
+        f"PARAMETER temperature 0.2\nPARAMETER top_p 0.9\nLICENSE {LICENSE}\n"
+    )
+    assert shown["parameters"] == (
+        "num_ctx                        2048\n"
+        'stop                           "<|im_start|>"\n'
+        'stop                           "<|im_end|>"\n'
+        "temperature                    0.2\n"
+        "top_p                          0.9"
+    )
+    assert (shown["template"], shown["system"]) == (TEMPLATE, SYSTEM)
+    assert shown["license"] == LICENSE
+    assert shown["details"] == DETAILS
+    info = shown["model_info"]
+    assert info["general.parameter_count"] == 134515008
+    assert info["general.languages"] is info["tokenizer.ggml.tokens"] is None
+    assert list(info) == sorted(info)
+    assert not {"general.name", "tokenizer.chat_template"} & set(info)
+    assert shown["tensors"] == [
+        {"name": "token_embd.weight", "type": "Q4_1", "shape": [576, 233533]}
+    ]
+
+
+def test_show_takes_verbose_system_and_options(house: House) -> None:
+    async def use(client: Client) -> None:
+        answer = await client.post(
+            "/api/show",
+            {"name": "main", "verbose": True, "system": " x", "options": {"num_ctx": 1048576}},
+        )
+        shown = answer.json
+        assert shown["model_info"]["tokenizer.ggml.tokens"][99] == "token 99"
+        assert shown["model_info"]["general.languages"] == ["en"]
+        assert shown["system"] == " x"
+        assert '\nSYSTEM " x"\n' in shown["modelfile"]
+        assert "\nPARAMETER num_ctx 1.048576e+06\n" in shown["modelfile"]
+        assert shown["parameters"].startswith("num_ctx                        2048\n")
+
+    house.run(use)
+
+
+def test_missing_names_are_told_as_recorded(house: House) -> None:
+    async def use(client: Client) -> None:
+        asked: list[tuple[str, str, Any, int, str]] = [
+            ("POST", "/api/show", {"model": "nosuch"}, 404, "model 'nosuch:latest' not found"),
+            ("POST", "/api/show", {}, 400, "model is required"),
+            ("POST", "/api/show", None, 400, "missing request body"),
+            ("POST", "/api/show", {"model": "../../etc"}, 400, "invalid model name"),
+            ("DELETE", "/api/delete", {"model": "nosuch"}, 404, "model 'nosuch' not found"),
+            ("DELETE", "/api/delete", {"model": ""}, 400, 'name "" is invalid'),
+            (
+                "POST",
+                "/api/copy",
+                {"source": "nosuch", "destination": "x"},
+                404,
+                'model "nosuch" not found',
+            ),
+            (
+                "POST",
+                "/api/copy",
+                {"source": "main", "destination": "a b"},
+                400,
+                'destination "a b" is invalid',
+            ),
+            (
+                "POST",
+                "/api/create",
+                {"model": "bad"},
+                400,
+                "neither 'from' or 'files' was specified",
+            ),
+            ("POST", "/api/create", {"model": "a b"}, 400, "invalid model name"),
+        ]
+        for method, path, body, status, text in asked:
+            answer = await client.ask(method, path, body)
+            assert (answer.status, answer.error) == (status, text), (path, body)
+        answer = await client.post("/api/create", {"model": "bad"})
+        assert answer.headers["Content-Type"] == "application/json"
+
+    house.run(use)
+
+
+def test_copy_is_the_same_model_and_is_deleted_again(house: House) -> None:
+    async def use(client: Client) -> None:
+        copied = await client.post(
+            "/api/copy", {"source": "smollm2:135m", "destination": "me/smol-copy:v1"}
+        )
+        assert (copied.status, copied.body) == (200, b"")
+        models = (await client.get("/api/tags")).json["models"]
+        assert models[0]["name"] == "me/smol-copy:v1"
+        assert models[0]["digest"] == DIGESTS["smollm2:135m"]
+        assert models[0]["details"]["parent_model"] == ""
+        # As Ollama compares: whatever the case.
+        deleted = await client.ask("DELETE", "/api/delete", {"model": "ME/smol-copy:v1"})
+        assert (deleted.status, deleted.body) == (200, b"")
+        assert "me/smol-copy:v1" not in await client.names()
+
+    house.run(use)
+    assert (house.models_dir / "SmolLM2.gguf").exists()
+
+
+def test_create_tells_and_makes_what_ollama_does(house: House) -> None:
+    async def use(client: Client) -> None:
+        made = await client.post("/api/create", DERIVED)
+        assert (made.status, made.headers["Content-Type"]) == (200, "application/x-ndjson")
+        # Exchange 95.
+        layers = [
+            "using existing layer sha256:" + SHA256,
+            "using existing layer "
+            "sha256:07517f6a4b806292809d0a8e6c28942f63448cd87dbc85055e9d22c59338822f",
+            "using existing layer "
+            "sha256:b3dabe23c268a86bced04a791e1f22853bb8abe1537d4b5e0b12dc2ee0fcf28f",
+            "creating new layer "
+            "sha256:28c7339ead79c720e67160d2f681384ad23a59bf8514c3c2e01d09a4d701441f",
+            "creating new layer "
+            "sha256:959c5403d403a2a903fadbdc024caad8c7c8e8c27b08b1d130e5e02b3d5f93a6",
+            "creating new layer "
+            "sha256:ad6db6b1881cc11eb83cfc3a2244868c7d615c9405f79419e47d506755a566d4",
+        ]
+        steps = [*layers, "writing manifest", "success"]
+        assert made.body == b"".join(b'{"status":"%s"}\n' % one.encode() for one in steps)
+        made = await client.post(
+            "/api/create", {"model": "derived2", "from": "smollm2:135m", "stream": False}
+        )
+        assert made.body == b'{"status":"success"}'
+        assert made.headers["Content-Type"] == "application/json"
+
+    async def look(client: Client) -> None:
+        models = (await client.get("/api/tags")).json["models"]
+        found = {one["name"]: one["digest"] for one in models}
+        assert {name: found[name] for name in DIGESTS} == DIGESTS
+        shown = (await client.post("/api/show", {"model": "derived"})).json
+        # Exchange 102.
+        assert shown["details"]["parent_model"] == "smollm2:135m"
+        assert shown["messages"] == DERIVED["messages"]
+        assert shown["parameters"].splitlines()[1] == 'stop                           "\\n\\n"'
+        assert shown["modelfile"].endswith(
+            'SYSTEM Be terse.\nPARAMETER num_ctx 2048\nPARAMETER stop "\n\n"\n'
+            "PARAMETER temperature 0.5\nPARAMETER top_p 0.9\n"
+            f"LICENSE {LICENSE}\nMESSAGE user hi\nMESSAGE assistant yo\n"
+        )
+
+    house.run(use)
+    house.run(look)  # after a restart
+
+
+def test_what_the_configuration_holds_is_not_the_clients(house: House) -> None:
+    async def use(client: Client) -> None:
+        for method, path, body in (
+            ("DELETE", "/api/delete", {"model": "smollm2:135m"}),
+            ("DELETE", "/api/delete", {"model": "main"}),
+            ("POST", "/api/copy", {"source": "main", "destination": "smollm2:135m"}),
+            ("POST", "/api/create", {"model": "main", "from": "smollm2:135m"}),
+        ):
+            answer = await client.ask(method, path, body)
+            assert answer.status == 403, (path, body)
+            assert "belongs to this server's configuration" in answer.error
+        assert await client.names() == ["smollm2:135m", "main:latest"]
+
+    house.run(use)
+
+
+def test_create_refuses_what_cannot_be_honoured(house: House) -> None:
+    async def use(client: Client) -> None:
+        base = {"model": "x", "from": "main"}
+        for more, text in (
+            ({"quantize": "q4_0"}, "'quantize' is not supported here"),
+            ({"renderer": "qwen3-coder"}, "'renderer' is not supported here"),
+            ({"adapters": {"a.gguf": "sha256:" + "0" * 64}}, "llama-server takes adapters when"),
+            ({"template": "{{ if }}"}, "template error: template: :1"),
+            ({"files": {"../a": "sha256:" + "0" * 64}}, "file path must be relative"),
+        ):
+            answer = await client.post("/api/create", base | more)
+            assert answer.status == 400, more
+            assert text in answer.error
+        assert "x:latest" not in await client.names()
+
+    house.run(use)
+
+
+def test_each_listener_lists_and_finds_its_own(house: House) -> None:
+    other = install(house.models_dir, "other.gguf", "other:7b", sha256="1" * 64)
+    spare = install(house.models_dir, "spare.gguf", "spare:1b", sha256="2" * 64)
+    config = house.config
+    house.change(
+        listeners=(
+            Listener("127.0.0.1", 11434, instances=("live",)),
+            Listener("127.0.0.1", 11435, instances=("code",)),
+            Listener("127.0.0.1", 11436),
+        ),
+        instances={**config.instances, "code": Instance("code", "http://127.0.0.1:9")},
+        models={
+            **config.models,
+            "other:7b": Model("other:7b", other, instances=("code", "live")),
+            "spare:1b": Model("spare:1b", spare),
+        },
+        personas={"coder": PersonaSettings("coder", "other:7b", instances=("code",))},
+    )
+
+    async def use(client: Client) -> None:
+        live = {"smollm2:135m", "main:latest", "other:7b"}
+        assert set(await client.names()) == live
+        assert set(await client.names(listener=1)) == {"other:7b", "coder:latest"}
+        # Nobody serves spare:1b, so no port lists it, and yet it can be a base.
+        assert set(await client.names(listener=2)) == live | {"coder:latest"}
+        listeners = house.config.listeners
+        catalogue = client.gateway.catalogue
+        assert catalogue.find(listeners[0], "OTHER:7b").instances == ("live",)
+        assert catalogue.find(listeners[2], "other:7b").instances == ("code", "live")
+        missing = await client.post("/api/show", {"model": "coder"}, listener=0)
+        assert missing.status == 404
+        made = await client.post("/api/create", {"model": "mine", "from": "spare:1b"})
+        assert made.lines[-1] == {"status": "success"}
+        assert "mine:latest" in await client.names()
+
+    house.run(use)
+
+
+def test_changed_files_are_seen_without_being_asked(house: House) -> None:
+    async def use(client: Client) -> None:
+        catalogue = client.gateway.catalogue
+        listener = house.config.listeners[0]
+        before = catalogue.tags(listener)
+        seen = catalogue.tags_json(listener)
+        install(
+            house.models_dir,
+            "SmolLM2.gguf",
+            "smollm2:135m",
+            maker=smollm2("{{ tools }}<think>{{ x }}</think>"),
+            sha256="3" * 64,
+        )
+        for _ in range(200):
+            if catalogue.tags_json(listener) != seen:
+                break
+            await asyncio.sleep(0.05)
+        assert catalogue.tags(listener)[0].persona.digest != before[0].persona.digest
+        facts = catalogue.facts(before[0].persona.model)
+        assert "tools" in facts.chat_template
+
+    house.run(use)
+
+
+def test_a_changed_configuration_is_taken_over(house: House) -> None:
+    async def use(client: Client) -> None:
+        catalogue = client.gateway.catalogue
+        settings = PersonaSettings("mine", "smollm2:135m", system="s")
+        made = await client.post("/api/create", {"model": "mine", "from": "main"})
+        assert made.lines[-1] == {"status": "success"}
+        catalogue.config = replace(catalogue.config, personas={"mine": settings})
+        await catalogue.refresh()
+        shown = (await client.post("/api/show", {"model": "mine"})).json
+        # The configuration's comes before the clients' one, and they cannot remove it.
+        assert shown["system"] == "s"
+        assert (await client.ask("DELETE", "/api/delete", {"model": "mine"})).status == 403
+        assert "system" not in (await client.post("/api/show", {"model": "main"})).json
+
+    house.run(use)
+
+
+def test_capabilities_follow_the_template_that_renders(house: House) -> None:
+    path = house.config.models["smollm2:135m"].path
+    install(
+        house.models_dir,
+        path.name,
+        "smollm2:135m",
+        maker=smollm2("{% if tools %}{{ tools }}{% endif %}<think>{{ x }}</think>"),
+    )
+    house.change(personas={})
+    thinking = (
+        "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}"
+        "{{ .Content }}{{ end }}"
+    )
+    insert = "{{ if .Suffix }}{{ .Suffix }}{{ end }}{{ $.Tools }}"
+
+    async def use(client: Client) -> None:
+        found = {}
+        for name, template in (("own", ""), ("plain", TEMPLATE), ("t", thinking), ("i", insert)):
+            made = await client.post(
+                "/api/create", {"model": name, "from": "main", "template": template}
+            )
+            assert made.status == 200, made.body
+            shown = (await client.post("/api/show", {"model": name})).json
+            found[name] = shown["capabilities"]
+            if name == "own":
+                assert ".Tools" in shown["template"]
+                assert "TEMPLATE" not in shown["modelfile"]
+                again = await client.post(
+                    "/api/create", {"model": "b", "from": name, "template": shown["template"]}
+                )
+                assert again.status == 200
+                assert (await client.post("/api/show", {"model": "b"})).json[
+                    "capabilities"
+                ] == found["own"]
+        assert found == {
+            "own": ["tools", "thinking", "completion"],
+            "plain": ["completion"],
+            "t": ["completion", "thinking"],
+            "i": ["completion", "tools", "insert"],
+        }
+
+    house.run(use)
+
+
+def test_ps_tells_what_instances_have_loaded(house: House) -> None:
+    other = install(house.models_dir, "other.gguf", "other:7b", sha256="1" * 64)
+
+    async def use(engine: StandInEngine, router: StandInEngine) -> None:
+        config = house.config
+        instances = {
+            "live": Instance(
+                "live",
+                engine.url,
+                model="smollm2:135m",
+                context_tokens=2048,
+                memory_bytes={"smollm2:135m": 160222411},
+                vram_bytes={"smollm2:135m": 7},
+            ),
+            "swap": Instance("swap", router.url, kind="router", context_tokens=4096),
+        }
+        house.change(
+            listeners=(*config.listeners, Listener("127.0.0.1", 11435, instances=("swap",))),
+            instances=instances,
+            models={**config.models, "other:7b": Model("other:7b", other, instances=("swap",))},
+        )
+        async with Gateway(house.config) as client:
+            catalogue = client.gateway.catalogue
+            backends = client.gateway.backends
+            served = catalogue.find(house.config.listeners[1], "other:7b")
+            await backends.ready(served, loading=LoadClock())
+            models = (await client.get("/api/ps")).json["models"]
+            assert [one["name"] for one in models] == ["smollm2:135m", "other:7b"]
+            live, swap = models
+            assert list(live) == [
+                "name",
+                "model",
+                "size",
+                "digest",
+                "details",
+                "expires_at",
+                "size_vram",
+                "context_length",
+            ]
+            assert live["digest"] == DIGESTS["smollm2:135m"]
+            assert live["details"] == DETAILS
+            assert (live["size"], live["size_vram"]) == (160222411, 7)
+            assert live["context_length"] == 2048
+            # Nothing was planned of this one.
+            assert (swap["size"], swap["size_vram"]) == (SIZE_BYTES, 0)
+            # A dedicated instance keeps its model: exchange 83's year.
+            assert int(live["expires_at"][:4]) > 2300
+            expires_at = datetime.fromisoformat(swap["expires_at"])
+            assert timedelta() < expires_at - datetime.now(UTC) < timedelta(minutes=6)
+            here = (await client.get("/api/ps", listener=1)).json["models"]
+            assert [one["name"] for one in here] == ["other:7b"]
+
+    async def run() -> None:
+        async with StandInEngine() as engine, StandInEngine(router_models=["other:7b"]) as router:
+            await use(engine, router)
+
+    asyncio.run(run())
+
+
+def test_sizes_count_every_layer(house: House) -> None:
+    async def use(client: Client) -> None:
+        sizes = {one["name"]: one["size"] for one in (await client.get("/api/tags")).json["models"]}
+        assert sizes["smollm2:135m"] == SIZE_BYTES + 208 + 68 + 43 + 104 + 152
+
+    house.run(use)
