@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Final
 
 from ansible_collections.kloros.llm.plugins.module_utils.release import TARGETS
 
 from testbed.cache import cache_folder
 from testbed.fetch_inputs import SOURCE, fetch, pins
+
+OPTIONS: Final = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_CURL=OFF",
+    # The programs find their libraries beside them, also in a copy of their folder.
+    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+)
 
 
 def build() -> Path:
@@ -19,16 +30,15 @@ def build() -> Path:
     Raises FetchError or CalledProcessError.
     """
     pin = pins()[SOURCE]
-    folder = cache_folder() / "llama.cpp" / pin.sha256[:16]
+    key = hashlib.sha256(" ".join([pin.sha256, *OPTIONS]).encode()).hexdigest()
+    folder = cache_folder() / "llama.cpp" / key[:16]
     binaries = folder / "build/bin"
     if not (folder / "built").exists():
         with tarfile.open(fetch(pin, cache_folder() / "inputs")) as archive:
             archive.extractall(folder, filter="data")
         source = next(folder.glob("*/vendor/llama.cpp"))
-        options = ["-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_CURL=OFF"]
-        configure = ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(folder / "build")]
         for command in (
-            [*configure, "-DCMAKE_BUILD_TYPE=Release", *options],
+            ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(folder / "build"), *OPTIONS],
             ["cmake", "--build", str(folder / "build"), "--target", *TARGETS],
         ):
             subprocess.run(command, check=True, stdout=sys.stderr)

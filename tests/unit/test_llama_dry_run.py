@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         monkeypatch.setattr(tempfile, "tempdir", str(made.tmp))
         yield made
         assert made.left_over() == []
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Path]:
+    """The real server, which as root runs as `nobody`: a build in a private folder is copied."""
+    built = Path(BINARY).resolve()
+    if all(folder.stat().st_mode & stat.S_IXOTH for folder in built.parents):
+        yield built
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        shutil.copytree(built.parent, Path(folder, "bin"), symlinks=True)
+        yield Path(folder, "bin", built.name)
 
 
 def rows(answer: llama_dry_run.DryRun) -> list[tuple[str, int, int, int]]:
@@ -496,7 +510,7 @@ def _is_healthy(address: str) -> bool:
     [("2048", "1", "f16"), ("8192", "4", "q8_0"), ("4096", "2", "q4_0"), ("0", "2", "f16")],
 )
 def test_the_header_alone_gives_what_a_loaded_server_holds(
-    tmp_path: Path, context: str, slots: str, cache: str
+    engine: Path, tmp_path: Path, context: str, slots: str, cache: str
 ) -> None:
     environment = {
         "LLAMA_ARG_MODEL": MODEL,
@@ -508,33 +522,33 @@ def test_the_header_alone_gives_what_a_loaded_server_holds(
         "LLAMA_ARG_FIT": "off",
         "LLAMA_ARG_THREADS": "2",
     }
-    answer = dry_run(Path(BINARY), environment, headers={MODEL: [real_header()]})
+    answer = dry_run(engine, environment, headers={MODEL: [real_header()]})
     assert answer.accepted, answer.last_words
     assert rows(answer) == loaded(environment, tmp_path)
 
 
 @needs_llama_server
 @pytest.mark.usefixtures("here")
-def test_the_real_one_refuses_an_unknown_architecture() -> None:
+def test_the_real_one_refuses_an_unknown_architecture(engine: Path) -> None:
     header = real_header()
     other = Header("x.gguf", header.content.replace(b"llama", b"lambo", 1), header.size_bytes)
-    answer = dry_run(Path(BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [other]})
+    answer = dry_run(engine, {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [other]})
     assert not answer.accepted
     assert "unknown model architecture: 'lambo'" in " ".join(answer.last_words)
 
 
 @needs_llama_server
 @pytest.mark.usefixtures("here")
-def test_the_real_one_refuses_a_file_cut_short() -> None:
+def test_the_real_one_refuses_a_file_cut_short(engine: Path) -> None:
     header = real_header()
     short = Header("x.gguf", header.content, header.size_bytes - 1000)
-    answer = dry_run(Path(BINARY), {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [short]})
+    answer = dry_run(engine, {"LLAMA_ARG_MODEL": MODEL}, headers={MODEL: [short]})
     assert "data is not within the file bounds" in " ".join(answer.last_words)
 
 
 @needs_llama_server
 @pytest.mark.usefixtures("here")
-def test_the_real_one_measures_a_draft_model() -> None:
+def test_the_real_one_measures_a_draft_model(engine: Path) -> None:
     environment = {
         "LLAMA_ARG_MODEL": MODEL,
         "LLAMA_ARG_CTX_SIZE": "4096",
@@ -543,6 +557,6 @@ def test_the_real_one_measures_a_draft_model() -> None:
         "LLAMA_ARG_DEVICE": "none",
     }
     headers = {MODEL: [real_header()], "/models/draft.gguf": [real_header()]}
-    answer = dry_run(Path(BINARY), environment, headers=headers)
+    answer = dry_run(engine, environment, headers=headers)
     assert answer.accepted, answer.last_words
     assert [row.weights_mib for row in (*answer.rows, *answer.draft_rows)] == [92, 92]
