@@ -16,7 +16,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
 
 from .errors import LlmConnectionError, LlmProtocolError, LlmTimeoutError, LlmUsageError
 from .timeouts import Clock
@@ -127,8 +127,7 @@ class Reply:
         """The body, as it comes. Raises LlmConnectionError, LlmTimeoutError, CancelledError."""
         headers = self._response.headers
         framed = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "")
-        # Without a frame, urllib3 waits until the whole size is there.
-        chunks = self._response.iter_content(_CHUNK_BYTES if framed else 1)
+        chunks = self._response.iter_content(_CHUNK_BYTES) if framed else _unframed(self._response)
         while chunk := self._next(chunks):
             yield chunk
 
@@ -250,6 +249,17 @@ def normal_url(text: str) -> str:
         port = "" if parts.port is None else f":{parts.port}"
         url = f"{parts.scheme}://{near}{port}{parts.path}".rstrip("/")
     return url.removesuffix("/v1")
+
+
+def _unframed(response: requests.Response) -> Iterator[bytes]:
+    """What has come, as soon as it has: `iter_content` waits until its whole size is there."""
+    try:
+        while piece := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+            yield piece
+    except DecodeError as error:
+        raise requests.exceptions.ContentDecodingError(error) from error
+    except HTTPError as error:
+        raise requests.ConnectionError(error) from error
 
 
 def _failure(error: Exception, url: str, clock: Clock, cancel: Cancel) -> Exception:
