@@ -32,7 +32,8 @@ from kloros_llm import (
     Timeouts,
     check_llama_health,
 )
-from kloros_llm.timeouts import timeouts_of
+from kloros_llm.timeouts import Clock, timeouts_of
+from kloros_llm.wire import Cancel, Wire
 from tests.stand_in_engine import Fault, StandInEngine, in_thread
 from tests.unit.client.odd_servers import Relay, dripping_server
 from tests.unit.client.stand_in_ollama import StandInOllama
@@ -312,6 +313,25 @@ def test_an_answer_without_a_frame_comes_as_it_comes() -> None:
         stream = llama(url).generate("Hi", stream=True)
         assert [next(stream), next(stream)] == ["Hi", "Hi"]
         stream.close()
+
+
+def test_an_answer_without_a_frame_is_not_read_byte_by_byte() -> None:
+    size = 100_000
+    with dripping_server(b"x" * size, ends=True) as url:
+        clock = Clock(timeouts_of(30.0, streaming=False))
+        with Wire(url, None).ask("GET", "/", None, clock, Cancel()) as reply:
+            pieces = [len(piece) for piece in reply.chunks()]
+    assert sum(pieces) == size
+    assert len(pieces) < 100, f"{len(pieces)} reads"
+
+
+def test_an_answer_without_a_frame_that_cannot_be_decoded_is_said() -> None:
+    packed = b"200 OK\r\nContent-Encoding: gzip"
+    with (
+        dripping_server(b"no gzip", status=packed, ends=True) as url,
+        pytest.raises(LlmProtocolError, match="decode"),
+    ):
+        llama(url).generate("Hi")
 
 
 def test_wrong_calls_ask_nothing() -> None:
